@@ -1,0 +1,213 @@
+"""The contract: OllamaAdapter.
+
+Used bare, it opens its daemon when it is first needed and closes it with `aclose`; inside an
+Orchestrator it is opened and closed there. A session is known, and can be stopped, from the call on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from ollama_adapter.client import OllamaClient
+from ollama_adapter.config import Config
+from ollama_adapter.core.energy import EUMapper, profile_for
+from ollama_adapter.core.requests import Request, chat_request, embed_request, generate_request
+from ollama_adapter.core.vocabulary import wire_keep_alive
+from ollama_adapter.daemon import OllamaDaemon
+from ollama_adapter.decipher import Decipher
+from ollama_adapter.errors import AdapterError, ConnectFailed
+from ollama_adapter.events import Answer, Channel, Embeddings, Health, Statistics
+from ollama_adapter.pool import ModelPool
+from ollama_adapter.session import Session
+from ollama_adapter.stream import SessionRegistry, TokenStream
+from ollama_adapter.system import settings
+from ollama_adapter.system.clock import Clock, SystemClock
+from ollama_adapter.system.http import Exchange, Sink
+from ollama_adapter.system.scope import TaskScope
+
+
+class OllamaAdapter:
+    """Local models behind four methods: ensure_running, generate_stream, stop_generation, health_check.
+
+    Without a Config the user's settings are read (docs/configuration.md). `async with` ensures the
+    daemon and closes everything. Belongs to the event loop that first uses it.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        clock: Clock | None = None,
+        decipher: Decipher | None = None,
+    ) -> None:
+        self.config = settings.load_config() if config is None else config
+        self._clock = clock or SystemClock()
+        self._decipher = decipher
+        self._profile = profile_for(self.config.energy.profile, self.config.energy.tier)
+        self._scope = TaskScope()
+        keep_alive = wire_keep_alive(self.config.pool.keep_alive)
+        self.daemon = OllamaDaemon(
+            self.config.daemon, self._scope, self._clock, _go_duration(keep_alive)
+        )
+        self.client = OllamaClient(self.daemon.dial, self.config.stream.connect_s)
+        self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock)
+        self._sessions = SessionRegistry(self._scope)
+        self._starts_seen = 0
+        self._closed = False
+        if decipher is not None:
+            decipher.queue_depth = self._sessions.queue_depth
+
+    def __repr__(self) -> str:
+        return f"<OllamaAdapter {len(self._sessions)} sessions, {self.daemon!r}>"
+
+    # The contract
+
+    async def ensure_running(self) -> None:
+        """Until a daemon is ready. Idempotent. Raises DaemonError. Cancelling is safe."""
+        self._check_open()
+        await self.daemon.ensure_running()
+        if self.daemon.starts != self._starts_seen:
+            self._starts_seen = self.daemon.starts
+            self.pool.forget()
+
+    def generate_stream(self, model: str, prompt: str, **kwargs: Any) -> TokenStream:
+        """The tokens of an answer, as they come.
+
+        Keywords are all request fields and options of Ollama, by their Ollama names, and `session_id`.
+        InvalidRequest for one that is unknown or ill-typed, here, before anything is sent; what goes
+        wrong later is raised by the iterator.
+        """
+        self._check_open()
+        session_id = self._sessions.claim(kwargs.pop("session_id", None))
+        keep_alive = self.config.pool.keep_alive
+        request = generate_request(model, prompt, kwargs, keep_alive)
+        return self._stream(request, model, session_id)
+
+    async def stop_generation(self, session_id: str) -> None:
+        """Abort a session in any phase and wait until its connection is closed.
+
+        Nothing for one that has ended; SessionNotFound for an id that never was. Cancelling is safe.
+        """
+        await self._sessions.stop(session_id)
+
+    async def health_check(self) -> bool:
+        """Whether a daemon is ready at this moment. Never raises for one that is not."""
+        try:
+            return (await self.daemon.health()).ready
+        except AdapterError:
+            return False
+
+    # Beside it
+
+    def chat_stream(
+        self, model: str, messages: Sequence[Mapping[str, Any]], **kwargs: Any
+    ) -> TokenStream:
+        """The same events from /api/chat, tools included; an event of tool calls has no text."""
+        self._check_open()
+        session_id = self._sessions.claim(kwargs.pop("session_id", None))
+        request = chat_request(model, messages, kwargs, self.config.pool.keep_alive)
+        return self._stream(request, model, session_id)
+
+    async def generate(self, model: str, prompt: str, **kwargs: Any) -> Answer:
+        """The whole answer. Cancelling aborts the generation."""
+        return await _collect(self.generate_stream(model, prompt, **kwargs))
+
+    async def chat(
+        self, model: str, messages: Sequence[Mapping[str, Any]], **kwargs: Any
+    ) -> Answer:
+        """The whole answer. Cancelling aborts the generation."""
+        return await _collect(self.chat_stream(model, messages, **kwargs))
+
+    async def embed(self, model: str, texts: str | Sequence[str], **kwargs: Any) -> Embeddings:
+        """One vector per text. Raises ResponseError for a model that does not embed."""
+        request = embed_request(model, texts, kwargs, self.config.pool.keep_alive)
+        await self.ensure_running()
+        await self.pool.describe(request.model)
+        result = await self.client.embed(request, self.config.stream.first_token_s)
+        self.pool.used(request.model, request.reloading, request.keep_alive)
+        return result
+
+    async def health(self) -> Health:
+        """What is known of the daemon, asked anew."""
+        return await self.daemon.health()
+
+    async def aclose(self) -> None:
+        """Abort every session, stop what was spawned. Idempotent."""
+        self._closed = True
+        self._sessions.abort_all()
+        try:
+            await self.daemon.stop()
+        finally:
+            await self._scope.aclose()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.ensure_running()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # Sessions
+
+    def _stream(self, request: Request, model: str, session_id: str) -> TokenStream:
+        session = Session(
+            request,
+            Statistics(session_id, model, served_by=model),
+            EUMapper(self._profile),
+            self._open,
+            self.config.stream,
+            self.config.energy.tier,
+            self._clock,
+            self._decipher,
+        )
+        return self._sessions.register(session)
+
+    async def _open(self, session: Session, sink: Sink) -> Exchange:
+        """Daemon, model, connection: what every generation needs, in that order."""
+        try:
+            return await self._open_once(session, sink)
+        except ConnectFailed:
+            await self.daemon.check()  # it may have died since we last heard of it
+            return await self._open_once(session, sink)
+
+    async def _open_once(self, session: Session, sink: Sink) -> Exchange:
+        await self.ensure_running()
+        request = session.request
+        warm = await self.pool.ensure_loaded(
+            request.model, keep_alive=request.keep_alive, reloading=request.reloading
+        )
+        session.statistics.warm = warm
+        exchange = await self.client.generate(request, sink)
+        self.pool.used(request.model, request.reloading, request.keep_alive)
+        return exchange
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise AdapterError("this adapter is closed", hint="make a new one")
+
+
+async def _collect(stream: TokenStream) -> Answer:
+    parts: dict[Channel, list[str]] = {each: [] for each in Channel}
+    calls: list[dict[str, Any]] = []
+    async with stream:
+        async for event in stream:
+            parts[event.channel].append(event.token)
+            calls += event.tool_calls or []
+    text, thinking = "".join(parts[Channel.TEXT]), "".join(parts[Channel.THINKING])
+    return Answer(text, thinking, calls, stream.statistics)
+
+
+def _go_duration(keep_alive: str | float) -> str:
+    """As an environment variable has it."""
+    return keep_alive if isinstance(keep_alive, str) else f"{keep_alive:f}s"

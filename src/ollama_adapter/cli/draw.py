@@ -1,0 +1,197 @@
+"""What things look like: text by certainty, the energy bar, the account of a session. Pure.
+
+Colours are of middle lightness, to be read on dark and on light; what is certain has the terminal's own
+colour. Every field has a fixed width, so that nothing jumps at 60 frames a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Final
+
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from ollama_adapter.core.energy import certainty
+from ollama_adapter.core.names import parse_name
+from ollama_adapter.errors import InvalidRequest
+from ollama_adapter.events import Channel, Finish, Guarantee, State, Statistics, TokenEvent
+
+CERTAINTIES: Final = tuple(
+    Style.parse(each)
+    for each in ("#d7005f", "#d75f00", "#c8783c", "#a8875a", "#8a8a8a", "none", "none", "none")
+)
+"""From a guess to what is sure, in equal steps of the root of the certainty.
+
+The root, because certainty is strict: one candidate at a half and four at a tenth make 0.2 of it.
+"""
+THINKING: Final = Style.parse("italic #8a8a8a")
+LABEL: Final = Style.parse("#8a8a8a")
+GOOD: Final = Style.parse("#00875f")
+BAD: Final = Style.parse("#d7005f")
+STATES: Final = {
+    State.IDLE: "#8a8a8a",
+    State.CHARGING: "#5f87d7",
+    State.FLOWING: "#00a078",
+    State.SATURATED: "#b48c00",
+    State.STALLING: "#d75f5f",
+    State.DRAINED: "#8a8a8a",
+}
+TRACK: Final = "#585858"
+EIGHTHS: Final = " ▏▎▍▌▋▊▉"
+STATE_WIDTH: Final = max(len(state) for state in State)
+BAR_MIN: Final = 8
+BAR_MAX: Final = 32
+FINISHES: Final = {
+    Finish.STOP: "finished",
+    Finish.LENGTH: "cut at the limit of tokens",
+    Finish.REPEAT: "stopped: it repeated itself",
+    Finish.ABORTED: "aborted",
+    Finish.FAILED: "failed",
+}
+DEMONSTRATION: Final = (
+    "tinydoc is a demonstration model that knows nothing: do not believe what it says"
+)
+
+
+def token_style(event: TokenEvent) -> Style:
+    """The colour of a token by how sure the model was of it; the terminal's own where that is unknown."""
+    if event.channel is Channel.THINKING:
+        return THINKING
+    sure = certainty(event.logprobs)
+    return CERTAINTIES[-1 if sure is None else min(int(sqrt(sure) * len(CERTAINTIES)), 7)]
+
+
+@dataclass(slots=True)
+class Status:
+    """What the bottom line tells."""
+
+    state: State = State.IDLE
+    energy: float = 0.0
+    ttft_ms: float = 0.0
+    waiting: bool = True
+    """No token has come: `ttft_ms` still counts."""
+    tps: float | None = None
+    tokens: int = 0
+
+
+def status_line(status: Status, width: int, *, ascii_only: bool = False) -> Text:
+    """One line of at most `width` cells; on a narrow terminal the rear fields are left out."""
+    rate = "–" if status.tps is None else f"{status.tps:.0f}" if status.tps < 99_999.5 else ">99k"
+    fields = [
+        f" {status.energy:4.2f}",
+        f"  ttft {_brief(status.ttft_ms):>7}{'…' if status.waiting else ' '}",
+        f" {rate:>5} tok/s",
+        f" {status.tokens:>5} tokens",
+    ]
+    room = width - STATE_WIDTH - 1
+    while fields and room - sum(map(len, fields)) < BAR_MIN:
+        fields.pop()
+    bar_width = max(0, min(room - sum(map(len, fields)), BAR_MAX))
+    line = energy_bar(status.energy, bar_width, status.state, ascii_only=ascii_only)
+    line.append(fields[0] if fields else "")
+    line.append(f" {status.state.value.upper():<{STATE_WIDTH}}", f"bold {STATES[status.state]}")
+    line.append("".join(fields[1:]), LABEL)
+    if ascii_only:
+        line.plain = line.plain.replace("…", ".").replace("–", "-")
+    line.truncate(max(0, width))
+    return line
+
+
+def energy_bar(energy: float, width: int, state: State, *, ascii_only: bool = False) -> Text:
+    """`energy` of `width` cells, in eighths of a cell."""
+    filled, eighth = divmod(round(energy * width * 8), 8)
+    if ascii_only:
+        return Text("#" * filled + "-" * (width - filled))
+    cells = "█" * filled
+    if filled < width:
+        cells += EIGHTHS[eighth]
+    return Text().append(f"{cells:<{width}}", f"{STATES[state]} on {TRACK}")
+
+
+def summary(statistics: Statistics, width: int) -> Table:
+    """The account of a session: how it ended, how fast it was, and which promises were kept."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style=LABEL, no_wrap=True)
+    table.add_column(overflow="fold")
+    if width < 40:
+        table.columns[0].overflow, table.columns[0].max_width = "crop", 0
+    table.add_row("answer", _outcome(statistics))
+    if statistics.eval_count:
+        table.add_row("daemon", _daemon(statistics))
+    for label, met, style in (("kept", True, GOOD), ("missed", False, BAD)):
+        held = [each for each in statistics.guarantees if each.met is met]
+        if held:
+            text = "\n".join(map(_missed, held)) if not met else " · ".join(map(_kept, held))
+            table.add_row(Text(label, style), text)
+    if is_demonstration(statistics.served_by):
+        table.add_row("note", Text(DEMONSTRATION, LABEL))
+    return table
+
+
+def _outcome(statistics: Statistics) -> str:
+    parts = [FINISHES.get(statistics.finish or Finish.STOP, str(statistics.finish))]
+    parts.append(f"{statistics.tokens} token{'' if statistics.tokens == 1 else 's'}")
+    if statistics.ttft_ms is not None:
+        start = {True: " (warm)", False: " (cold)", None: ""}[statistics.warm]
+        parts.append(f"first after {_brief(statistics.ttft_ms)}{start}")
+    if statistics.tps is not None:
+        parts.append(f"{statistics.tps:.0f} tokens/s")
+    if statistics.mean_energy is not None:
+        parts.append(f"mean energy {statistics.mean_energy:.2f}")
+    return " · ".join([*parts, statistics.served_by])
+
+
+def _daemon(statistics: Statistics) -> str:
+    parts = [
+        f"prompt of {statistics.prompt_eval_count} tokens in "
+        f"{_brief(statistics.prompt_eval_duration_ns / 1e6)}",
+        f"{statistics.eval_count} generated in {_brief(statistics.eval_duration_ns / 1e6)}",
+    ]
+    if statistics.load_duration_ns:
+        parts.append(f"load {_brief(statistics.load_duration_ns / 1e6)}")
+    return " · ".join(parts)
+
+
+def _kept(guarantee: Guarantee) -> str:
+    return f"{guarantee.name} {_measure(guarantee.measured, guarantee.unit)}"
+
+
+def _missed(guarantee: Guarantee) -> str:
+    limit = _measure(guarantee.limit, guarantee.unit)
+    cause = f": {guarantee.cause}" if guarantee.cause else ""
+    return f"{_kept(guarantee)}, promised {limit}{cause}"
+
+
+def _measure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return _brief(value) if unit == "ms" else f"{value:.0f} {unit}"
+
+
+def _brief(ms: float) -> str:
+    """Milliseconds in three digits."""
+    if ms < 10:
+        return f"{ms:.2f} ms"
+    if ms < 1000:
+        return f"{ms:.0f} ms"
+    return f"{ms / 1000:.2f} s" if ms < 100_000 else f"{ms / 1000:.0f} s"
+
+
+def is_demonstration(model: str) -> bool:
+    """The bundled model, under its own name."""
+    try:
+        return parse_name(model).model.lower() == "tinydoc"
+    except InvalidRequest:
+        return False
+
+
+def size(count: float) -> str:
+    """A number of bytes for people, as Ollama shows it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,169 @@
+"""`models`, `ps` and `rm`: what a daemon has on the disk and in memory.
+
+A daemon that runs is asked; to list or remove what is on the disk, one is started for the moment where
+none runs. What is in memory is only known to one that runs already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ollama_adapter.cli.draw import DEMONSTRATION, LABEL, is_demonstration, size
+from ollama_adapter.cli.output import complain, console, harmless, print_json
+from ollama_adapter.config import Config, DaemonMode
+from ollama_adapter.core.names import local_name
+from ollama_adapter.errors import AdapterError, DaemonError
+from ollama_adapter.orchestrator import Orchestrator
+from ollama_adapter.system import settings
+
+Work = Coroutine[Any, Any, None]
+
+
+def models(*, as_json: bool) -> Work:
+    return _models(settings.load_config(), as_json)
+
+
+async def _models(config: Config, as_json: bool) -> None:
+    async with Orchestrator(config) as orchestrator:
+        found = await orchestrator.adapter.client.tags()
+    if as_json:
+        for each in found:
+            print_json(each)
+        return
+    table = listing("NAME", "SIZE", "PARAMETERS", "QUANTISATION", "FAMILY", "MODIFIED")
+    for each in found:
+        add_row(table, _model_row(each))
+    show(table, empty="no models here: ollama-adapter import FILE.gguf NAME adds one")
+    if any(is_demonstration(str(each.get("name", ""))) for each in found):
+        console(stderr=True).print(Text(f"\n{DEMONSTRATION}", LABEL))
+
+
+def _model_row(model: Mapping[str, Any]) -> list[str]:
+    details = model.get("details")
+    about: Mapping[str, Any] = details if isinstance(details, dict) else {}
+    return [
+        str(model.get("name", "")),
+        _bytes(model.get("size")),
+        str(about.get("parameter_size") or "–"),
+        str(about.get("quantization_level") or "–"),
+        str(about.get("family") or "–"),
+        _instant(model.get("modified_at")),
+    ]
+
+
+def ps(*, as_json: bool) -> Work:
+    return _ps(settings.load_config(), as_json)
+
+
+async def _ps(config: Config, as_json: bool) -> None:
+    found: list[dict[str, Any]] = []
+    nothing = "no model is in memory"
+    try:
+        async with Orchestrator(adopting(config)) as orchestrator:
+            found = await orchestrator.adapter.client.ps()
+    except DaemonError as error:
+        nothing = f"{nothing}: {error}"
+    if as_json:
+        for each in found:
+            print_json(each)
+        return
+    table = listing("NAME", "SIZE", "ON GPU", "CONTEXT", "UNTIL")
+    for each in found:
+        add_row(table, _resident_row(each))
+    show(table, empty=nothing)
+
+
+def _resident_row(model: Mapping[str, Any]) -> list[str]:
+    whole, gpu = model.get("size"), model.get("size_vram")
+    part = "–"
+    if isinstance(whole, int) and isinstance(gpu, int) and whole > 0:
+        part = f"{min(100, round(100 * gpu / whole))} %"
+    context = str(model.get("context_length") or "–")
+    until = _instant(model.get("expires_at"))
+    return [str(model.get("name", "")), _bytes(whole), part, context, until]
+
+
+def adopting(config: Config) -> Config:
+    """The same settings, with no daemon started."""
+    return replace(config, daemon=replace(config.daemon, mode=DaemonMode.ADOPT))
+
+
+def remove(names: Sequence[str], *, yes: bool, as_json: bool) -> Work:
+    for name in names:
+        local_name(name)  # one that cannot be is said before any is removed
+    config = settings.load_config()
+    if not yes and not as_json and sys.stdin.isatty() and not _confirmed(names):
+        return _nothing()
+    return _remove(config, names, as_json)
+
+
+def _confirmed(names: Sequence[str]) -> bool:
+    question = harmless(f"remove {', '.join(names)} from the disk? [y/N] ")
+    answer = console(stderr=True).input(question, markup=False, emoji=False)
+    return answer.strip().lower() in ("y", "yes")
+
+
+async def _nothing() -> None:
+    complain("note", "nothing was removed")
+
+
+async def _remove(config: Config, names: Iterable[str], as_json: bool) -> None:
+    """Every one that can be; the first failure is raised at the end."""
+    failure: AdapterError | None = None
+    async with Orchestrator(config) as orchestrator:
+        for name in names:
+            try:
+                await orchestrator.adapter.client.delete(name)
+            except AdapterError as error:
+                if failure is not None:
+                    complain("error", str(error), error.hint)
+                failure = failure or error
+                continue
+            if as_json:
+                print_json({"removed": name})
+            else:
+                console().print(harmless(f"removed {name}"))
+    if failure is not None:
+        raise failure
+
+
+def listing(*headings: str) -> Table:
+    """A table of words, wide as they are."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=LABEL, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=False)
+    return table
+
+
+def add_row(table: Table, cells: Sequence[str]) -> None:
+    table.add_row(*(Text(harmless(cell)) for cell in cells))
+
+
+def show(table: Table, *, empty: str) -> None:
+    if table.row_count:
+        console().print(table)
+    else:
+        complain("note", empty)
+
+
+def _bytes(value: object) -> str:
+    return size(value) if isinstance(value, int) and value >= 0 else "–"
+
+
+def _instant(value: object) -> str:
+    """A time of the daemon's in this place's own."""
+    try:
+        stamp = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+        if stamp.year < 2 or stamp.year > 2400:
+            return "for ever" if stamp.year > 2400 else "–"
+        stamp = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
+        return stamp.astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return "–"

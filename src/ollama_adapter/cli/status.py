@@ -1,0 +1,106 @@
+"""`status`: the daemon that runs, the one that would be started, and where things are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Coroutine
+from typing import Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ollama_adapter.cli.asking import default_model
+from ollama_adapter.cli.draw import LABEL
+from ollama_adapter.cli.models import adopting
+from ollama_adapter.cli.output import console, harmless, print_json
+from ollama_adapter.config import Config, DaemonMode
+from ollama_adapter.errors import DaemonError, DaemonNotFound
+from ollama_adapter.events import Health
+from ollama_adapter.orchestrator import Orchestrator
+from ollama_adapter.system import settings
+
+
+def status(*, start: bool, as_json: bool) -> Coroutine[Any, Any, None]:
+    return _status(settings.load_config(), start, as_json)
+
+
+async def _status(config: Config, start: bool, as_json: bool) -> None:
+    health, problem = await _look(config, start)
+    plan = _plan(config, adopted=health.origin == "adopted")
+    file = settings.settings_file()
+    places = {
+        "models_dir": str(settings.models_dir(config.daemon)),
+        "settings_file": str(file) if file.exists() else "",
+        "default_model": default_model(config),
+    }
+    if as_json:
+        print_json({**dataclasses.asdict(health), "problem": problem, "plan": plan, **places})
+    else:
+        _show(health, problem, plan, places)
+    if not health.ready and not plan:
+        raise typer.Exit(1)
+
+
+async def _look(config: Config, start: bool) -> tuple[Health, str]:
+    """What runs, without starting anything unless told to; and why it cannot be used."""
+    address = f"{config.daemon.host}:{config.daemon.port}"
+    none = Health(ready=False, state="stopped", address=address)
+    if not start and config.daemon.mode not in (DaemonMode.AUTO, DaemonMode.ADOPT):
+        return none, ""
+    try:
+        async with Orchestrator(config if start else adopting(config)) as orchestrator:
+            return await orchestrator.adapter.health(), ""
+    except DaemonNotFound:
+        if start:
+            raise
+        return none, ""
+    except DaemonError as error:
+        if start:
+            raise
+        return none, str(error)
+
+
+def _plan(config: Config, *, adopted: bool) -> str:
+    """What the next command would use; "" for nothing."""
+    mode = config.daemon.mode
+    if adopted:
+        return "use the daemon that runs"
+    if mode is DaemonMode.ADOPT:
+        return ""
+    ollama = settings.find_ollama(config.daemon)
+    if ollama and mode is not DaemonMode.EMBEDDED:
+        return f"start {ollama}"
+    if settings.has_embedded_engine() and mode is not DaemonMode.OLLAMA:
+        return "start the embedded daemon"
+    return ""
+
+
+def _show(health: Health, problem: str, plan: str, places: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style=LABEL)
+    table.add_column(overflow="fold")
+    running = f"{health.origin}, {health.state}" if health.ready else "none runs"
+    rows = {
+        "daemon": running,
+        "address": health.address,
+        "version": health.version,
+        "pid": str(health.pid or ""),
+        "sandbox": health.sandbox,
+        "too old for": ", ".join(health.missing) if health.ready else "",
+        "problem": problem,
+        "next command": f"would {plan}"
+        if plan
+        else "has no daemon: install Ollama, or pip install 'ollama-adapter[embedded]'",
+        "default model": places["default_model"],
+        "models in": places["models_dir"],
+        "settings": places["settings_file"] or f"none ({settings.settings_file()})",
+    }
+    if health.origin == "adopted":
+        rows["models in"] = (
+            f"where the daemon keeps them; `import` writes to {places['models_dir']}"
+        )
+    for label, value in rows.items():
+        if value:
+            table.add_row(label, Text(harmless(value)))
+    console().print(table)

@@ -1,0 +1,101 @@
+"""One method per endpoint of the daemon, errors translated, nothing remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from ollama_adapter.core.failures import response_error
+from ollama_adapter.core.requests import Request
+from ollama_adapter.errors import ProtocolError
+from ollama_adapter.events import Embeddings
+from ollama_adapter.system.http import Dial, Exchange, Sink, encode_request, fetch, open_exchange
+
+ANSWER_S: Final = 30.0  # for endpoints that neither load nor generate
+
+
+class OllamaClient:
+    """Talks to the daemon that `dial` connects to. Every method: cancelling is safe."""
+
+    def __init__(self, dial: Dial, connect_s: float) -> None:
+        self._dial = dial
+        self._connect_s = connect_s
+
+    async def version(self) -> str:
+        return str((await self._call("GET", "/api/version")).get("version", ""))
+
+    async def tags(self) -> list[dict[str, Any]]:
+        """The models on disk, as the daemon lists them."""
+        return _listing(await self._call("GET", "/api/tags"))
+
+    async def ps(self) -> list[dict[str, Any]]:
+        """The models in memory, as the daemon lists them (it may list a dead one)."""
+        return _listing(await self._call("GET", "/api/ps"))
+
+    async def show(self, model: str) -> dict[str, Any]:
+        """What the daemon knows of a model. Raises ModelNotFound, RemoteModelRefused."""
+        return await self._call("POST", "/api/show", {"model": model}, model=model)
+
+    async def copy(self, source: str, destination: str) -> None:
+        body = {"source": source, "destination": destination}
+        await self._call("POST", "/api/copy", body, model=source)
+
+    async def delete(self, model: str) -> None:
+        await self._call("DELETE", "/api/delete", {"model": model}, model=model)
+
+    async def load(self, request: Request) -> dict[str, Any]:
+        """Send a request that only loads; no limit in time, for a large model takes minutes."""
+        return await self._send(request, answer_s=None)
+
+    async def embed(self, request: Request, answer_s: float) -> Embeddings:
+        answer = await self._send(request, answer_s=answer_s)
+        try:
+            vectors = msgspec.convert(answer.get("embeddings", []), list[list[float]])
+            count = msgspec.convert(answer.get("prompt_eval_count", 0), int)
+        except msgspec.ValidationError:
+            raise ProtocolError("the daemon's embeddings are not lists of numbers") from None
+        return Embeddings(request.model, vectors, count)
+
+    async def generate(self, request: Request, sink: Sink) -> Exchange:
+        """Open a streaming generation; its body goes to `sink` as it arrives."""
+        data = encode_request("POST", request.path, request.body)
+        return await open_exchange(self._dial, data, sink, self._connect_s)
+
+    async def _send(self, request: Request, answer_s: float | None) -> dict[str, Any]:
+        return await self._fetch("POST", request.path, request.body, request.model, answer_s)
+
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, model: str = ""
+    ) -> dict[str, Any]:
+        data = b"" if body is None else msgspec.json.encode(body)
+        return await self._fetch(method, path, data, model, ANSWER_S)
+
+    async def _fetch(
+        self, method: str, path: str, body: bytes, model: str, answer_s: float | None
+    ) -> dict[str, Any]:
+        request = encode_request(method, path, body)
+        response = await fetch(self._dial, request, connect_s=self._connect_s, answer_s=answer_s)
+        if response.status not in (200, 201):
+            raise response_error(response.status, response.body, model, body)
+        return _decode(response.body)
+
+
+def _decode(body: bytes) -> dict[str, Any]:
+    if not body:
+        return {}
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise ProtocolError(
+            "the daemon's answer is not JSON",
+            hint="something else may listen on the daemon's port",
+        ) from None
+
+
+def _listing(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    try:
+        return msgspec.convert(answer.get("models") or [], list[dict[str, Any]])
+    except msgspec.ValidationError:
+        raise ProtocolError("the daemon's list of models is not a list") from None

@@ -1,0 +1,278 @@
+"""Settings: frozen, nested, checked when they are built.
+
+A part of the program gets its own slice, never the whole. `Config.parse` is pure: it turns a TOML text
+and a mapping of environment variables into a Config; `system.settings` alone reads those from the
+machine, and only where no Config was given. A later source wins: defaults, file, environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from ollama_adapter.errors import ConfigError, NotLoopback
+
+LOOPBACK: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 11434
+HTTP_PORT: Final = 80  # what Ollama takes, too, for an OLLAMA_HOST that begins with http://
+ENV_PREFIX: Final = "OLLAMA_ADAPTER_"
+
+
+class Tier(StrEnum):
+    """A class of machine: what throughput to expect and how much memory to use."""
+
+    LOW = "low"
+    MID = "mid"
+    HIGH = "high"
+
+
+class DaemonMode(StrEnum):
+    """Which daemons may be used. AUTO tries to adopt, then the installed Ollama, then the embedded one."""
+
+    AUTO = "auto"
+    ADOPT = "adopt"
+    OLLAMA = "ollama"
+    EMBEDDED = "embedded"
+
+
+def parse_host(value: str) -> tuple[str, int]:
+    """An OLLAMA_HOST value as (127.0.0.1, port).
+
+    A bind address such as 0.0.0.0, and `localhost`, mean 127.0.0.1. Anything else is refused with
+    NotLoopback: nothing is ever resolved.
+    """
+    text = value.strip().strip("\"'").strip()
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme.lower() != "http":
+        raise ConfigError(
+            f"the scheme {scheme!r} cannot be used for a local daemon",
+            hint="write host:port, for example 127.0.0.1:11434",
+        )
+    authority = (rest if separator else text).split("/", 1)[0]
+    host, port = _split_port(authority, HTTP_PORT if separator else DEFAULT_PORT)
+    if host.lower() not in ("", LOOPBACK, "0.0.0.0", "localhost", "::", "::1"):
+        raise NotLoopback(
+            f"the daemon's address {host} is not on this machine",
+            hint="prompts never leave this machine: set OLLAMA_HOST to 127.0.0.1:PORT or unset it",
+        )
+    return LOOPBACK, port
+
+
+def _split_port(authority: str, default: int) -> tuple[str, int]:
+    if authority.startswith("["):
+        host, _, tail = authority[1:].partition("]")
+        text = tail.removeprefix(":")
+    elif authority.count(":") > 1:
+        host, text = authority, ""
+    else:
+        host, _, text = authority.partition(":")
+    if not text:
+        return host, default
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536):
+        raise ConfigError(f"{text[:20]!r} is not a port", hint="use a number from 1 to 65535")
+    return host, int(text)
+
+
+def _typed(slice_: Any) -> None:
+    """Who builds a Config in Python may err in a type, or write "low", as well as who writes a file."""
+    for name, target in typing.get_type_hints(type(slice_)).items():
+        object.__setattr__(slice_, name, _convert(target, getattr(slice_, name), name))
+
+
+def _positive(slice_: object, *names: str) -> None:
+    for name in names:
+        value = getattr(slice_, name)
+        if not value > 0:
+            raise ConfigError(f"{name} is {value}, and must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    host: str = LOOPBACK
+    """Where a daemon to adopt is looked for: always 127.0.0.1."""
+    port: int = DEFAULT_PORT
+    """Its port."""
+    mode: DaemonMode = DaemonMode.AUTO
+    """Which daemons may be used."""
+    models_dir: str = ""
+    """The model store; "" means OLLAMA_MODELS, else ~/.ollama/models if it exists, else ours."""
+    ollama_path: str = ""
+    """The `ollama` program to spawn; "" looks on PATH."""
+    probe_timeout_s: float = 2.0
+    """How long one health request may take."""
+    start_timeout_s: float = 60.0
+    """How long a spawned daemon may take to become ready."""
+    stop_grace_s: float = 5.0
+    """How long a spawned daemon may take to end before it is killed."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+        if self.host != LOOPBACK:
+            raise NotLoopback(f"the daemon's address {self.host} is not {LOOPBACK}")
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"{self.port} is not a port", hint="use a number from 1 to 65535")
+        _positive(self, "probe_timeout_s", "start_timeout_s", "stop_grace_s")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    keep_alive: str | float = "5m"
+    """How long a model stays in memory after its last use; sent with every request."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConfig:
+    connect_s: float = 5.0
+    """Limit for the connection."""
+    first_token_s: float = 600.0
+    """Limit from the request to its first token: load and prompt evaluation send no bytes."""
+    next_token_s: float = 120.0
+    """Limit between two tokens."""
+    buffer_tokens: int = 256
+    """How many tokens may wait for a slow reader before the daemon is made to wait."""
+    buffer_bytes: int = 1 << 20
+    """The same, in characters of text."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+        _positive(self, *(each.name for each in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyConfig:
+    profile: str = "fnd-002/2"
+    """Which set of parameters maps tokens to energy."""
+    tier: Tier = Tier.MID
+    """Which class of machine the velocity is measured against."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameConfig:
+    rate_hz: int = 60
+    """Frames per second."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+        if not 1 <= self.rate_hz <= 1000:
+            raise ConfigError(f"rate_hz is {self.rate_hz}, and must be from 1 to 1000")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    frames: FrameConfig = field(default_factory=FrameConfig)
+    shutdown_s: float = 10.0
+    """How long closing everything may take."""
+    model: str = ""
+    """The model of the command where none is named; "" means the one that comes with the package."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+        _positive(self, "shutdown_s")
+
+    @classmethod
+    def parse(cls, toml: str = "", env: Mapping[str, str] | None = None) -> Config:
+        """A Config from the text of a settings file and from environment variables; pure.
+
+        OLLAMA_HOST, OLLAMA_MODELS and OLLAMA_KEEP_ALIVE mean what they mean to Ollama. Ours are
+        OLLAMA_ADAPTER_SLICE_FIELD, for example OLLAMA_ADAPTER_ENERGY_TIER=low.
+        """
+        try:
+            tree: dict[str, Any] = tomllib.loads(toml)
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of 5,000 digits is no TOMLDecodeError
+            raise ConfigError(f"the settings file is not TOML: {error}") from error
+        for path, text in _from_environment(env or {}):
+            _put(tree, path, text)
+        return typing.cast("Config", _build(cls, tree, ()))
+
+
+def _from_environment(env: Mapping[str, str]) -> list[tuple[tuple[str, ...], Any]]:
+    found: list[tuple[tuple[str, ...], Any]] = []
+    if env.get("OLLAMA_HOST", "").strip():
+        host, port = parse_host(env["OLLAMA_HOST"])
+        found += [(("daemon", "host"), host), (("daemon", "port"), port)]
+    if env.get("OLLAMA_MODELS", "").strip():
+        found.append((("daemon", "models_dir"), env["OLLAMA_MODELS"].strip().strip("\"'")))
+    if env.get("OLLAMA_KEEP_ALIVE", "").strip():
+        found.append((("pool", "keep_alive"), env["OLLAMA_KEEP_ALIVE"].strip()))
+    slices = {each.name: each for each in dataclasses.fields(Config)}
+    for name, text in env.items():
+        if not name.startswith(ENV_PREFIX):
+            continue
+        path = name.removeprefix(ENV_PREFIX).lower()
+        head, _, rest = path.partition("_")
+        found.append((((head, rest) if rest and head in slices else (path,)), text))
+    return found
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for step in path[:-1]:
+        tree = tree.setdefault(step, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"[{step}] in the settings file must be a table")
+    tree[path[-1]] = value
+
+
+def _build(kind: type[Any], tree: Mapping[str, Any], path: tuple[str, ...]) -> object:
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        where = ".".join((*path, name))
+        if name not in hints:
+            raise ConfigError(
+                f"there is no setting {where}", hint=f"here one can set: {', '.join(sorted(hints))}"
+            )
+        target = hints[name]
+        if dataclasses.is_dataclass(target):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"[{where}] must be a table")
+            values[name] = _build(typing.cast("type[Any]", target), value, (*path, name))
+        else:
+            values[name] = _convert(target, value, where)
+    return kind(**values)
+
+
+def _convert(target: Any, value: Any, where: str) -> Any:
+    """`value`, from TOML or as an environment's text, as `target`."""
+    options: tuple[type[Any], ...] = (target,)
+    if isinstance(target, types.UnionType):
+        options = typing.get_args(target)
+    for option in options:
+        if isinstance(value, option) and not (isinstance(value, bool) and option is not bool):
+            return value
+    for option in options:
+        written = isinstance(value, str) and (option in (int, float) or issubclass(option, StrEnum))
+        whole = option is float and isinstance(value, int) and not isinstance(value, bool)
+        if written or whole:
+            try:
+                return option(value)
+            except (ValueError, OverflowError):
+                continue
+    raise ConfigError(f"{where} cannot be {value!r}", hint=_expectation(options))
+
+
+def _expectation(options: tuple[type[Any], ...]) -> str:
+    words: list[str] = []
+    for option in options:
+        words += (
+            [each.value for each in option] if issubclass(option, StrEnum) else [option.__name__]
+        )
+    return f"expected: {', '.join(words)}"

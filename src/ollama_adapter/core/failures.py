@@ -1,0 +1,252 @@
+"""From what the daemon says went wrong to an error of ours that says what to do about it.
+
+The daemon's own words are shown only where they cannot hold a prompt or an answer: a text that comes
+before the first token is stripped of everything it shares with the request; one that comes in the
+middle of a stream is recognised, or only measured.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from ollama_adapter.errors import (
+    AdapterError,
+    ContextOverflow,
+    InvalidModelFile,
+    ModelLoadFailed,
+    ModelNotFound,
+    ProtocolError,
+    RemoteModelRefused,
+    ResponseError,
+    ServerBusy,
+    StreamInterrupted,
+    UnsupportedCPU,
+)
+
+MAX_WORDS: Final = 300  # characters of the daemon's text that are shown
+SHARED_RUN: Final = 12  # so many characters in common with a request are part of it
+SHORTEST: Final = 4  # a shorter string of a request says nothing, and is part of any sentence
+LOAD_FAILURES: Final = (
+    "llama-server process has terminated",
+    "timed out waiting for llama-server",
+    "error loading model",
+    "unable to load model",
+    "requires more system memory",
+)
+DAMAGE: Final = ("exceeds file size", "unexpected EOF", "not in GGUF format")
+OVERFLOWS: Final = (
+    "exceeds the available context size",
+    "longer than the context length",
+    "exceeds the context length",
+)
+RUNNER_DIED: Final = "an error was encountered while running the model"
+_TOKENS: Final = re.compile(r"\((\d{1,18}) tokens\)", re.ASCII)
+
+
+def response_error(status: int, body: bytes, model: str, private: bytes = b"") -> AdapterError:
+    """The error of a response with a status other than 200. `private` is the request's body."""
+    words, detail = _words(body)
+    if 300 <= status < 400:
+        return ProtocolError(f"the daemon redirects (status {status}), and we do not follow")
+    for classify in (_overflow, _not_found, _refused, _busy):
+        if (error := classify(status, words, detail, model)) is not None:
+            return error
+    shown = _shown(words, private)
+    if (error := _load_failure(status, words, shown, model)) is not None:
+        return error
+    hint = "see `ollama-adapter models` for what the model can do" if status == 400 else ""
+    return ResponseError(
+        f"the daemon refused the request{f' for {model}' if model else ''} (status {status}): "
+        + (shown or "no reason given"),
+        status=status,
+        model=model,
+        hint=hint,
+    )
+
+
+def stream_error(error: Any, model: str, session_id: str = "", tokens: int = 0) -> AdapterError:
+    """The error of an `{"error": …}` line in a stream that had delivered `tokens` events."""
+    words = error if isinstance(error, str) else ""
+    if words.startswith(RUNNER_DIED):
+        return StreamInterrupted(
+            f"the process that ran {model} died in the middle of the answer, after {tokens} tokens",
+            session_id=session_id,
+            tokens=tokens,
+            hint="ask again: the next request loads the model anew; look at the free memory",
+        )
+    length = len(words) if words else len(msgspec.json.encode(error))
+    return StreamInterrupted(
+        f"the daemon reported an error while {model} was answering, after {tokens} tokens"
+        f" ({length} characters, not shown because they may hold parts of the answer)",
+        session_id=session_id,
+        tokens=tokens,
+        hint="the daemon's own log tells more",
+    )
+
+
+def without_shared(text: str, private: bytes) -> str:
+    """`text` with an ellipsis for all that it shares with `private`, a request's body.
+
+    That is every run of SHARED_RUN characters, and every shorter string of the request as a whole.
+    The model's name and the API's own words are not private.
+    """
+    strings = _strings(_json(private)) or {private.decode("utf-8", "replace")}
+    quoted = {msgspec.json.encode(each).decode()[1:-1] for each in strings}
+    haystack = _near(text, "\n\0".join(strings | quoted))
+    shared = bytearray(len(text))
+    for start in range(len(text) - SHARED_RUN + 1):
+        if text[start : start + SHARED_RUN] in haystack:
+            shared[start : start + SHARED_RUN] = b"\1" * SHARED_RUN
+    for each in strings | quoted:
+        if SHORTEST <= len(each) < SHARED_RUN:
+            for match in re.finditer(re.escape(each), text):
+                shared[match.start() : match.end()] = b"\1" * len(each)
+    marked = "".join("\0" if hide else char for char, hide in zip(text, shared, strict=True))
+    return re.sub("\0+", "…", marked)
+
+
+def _near(text: str, haystack: str) -> str:
+    """The parts of `haystack` where a run of it may stand in `text`: a prompt may be of many megabytes.
+
+    Such a run holds one of the haystack's blocks of half its length.
+    """
+    half = SHARED_RUN // 2
+    grams = {text[at : at + half] for at in range(len(text) - half + 1)}
+    blocks = range(0, len(haystack), half)
+    hits = {
+        haystack[max(0, at - half) : at + 2 * half]
+        for at in blocks
+        if haystack[at : at + half] in grams
+    }
+    return "\n\0".join(hits)
+
+
+def _strings(body: Any, *, ours: bool = True) -> set[str]:
+    """Every string that a request's body holds; `ours`: its keys are the API's."""
+    if isinstance(body, str):
+        return {body}
+    if isinstance(body, list):
+        return {found for each in body for found in _strings(each, ours=False)}
+    if not isinstance(body, dict):
+        return set()
+    found = set() if ours else set(body)
+    for name, value in body.items():
+        if not (ours and name in ("model", "keep_alive")):
+            found |= _strings(value, ours=ours and name == "options")
+    return found
+
+
+def _shown(words: str, private: bytes) -> str:
+    """The first line, within limits, without what it shares with the request."""
+    shown = without_shared(words.strip()[: 2 * MAX_WORDS], private)
+    return shown.partition("\n")[0].strip()[:MAX_WORDS]
+
+
+def _count(value: Any, otherwise: int) -> int:
+    return value if isinstance(value, int) and value > 0 else otherwise
+
+
+def _words(body: bytes) -> tuple[str, dict[str, Any]]:
+    """The text of an error body, and the details of one that is wrapped in it as JSON."""
+    outer = _json(body)
+    error = outer.get("error", "")
+    inner = _json(error.encode("utf-8", "replace")) if isinstance(error, str) else outer
+    detail = inner.get("error", inner)
+    if not isinstance(detail, dict):
+        detail = {}
+    words = detail.get("message", error)
+    return (words if isinstance(words, str) else ""), detail
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _overflow(status: int, words: str, detail: dict[str, Any], model: str) -> AdapterError | None:
+    if not any(each in words for each in OVERFLOWS):
+        return None
+    numbers = [int(each) for each in _TOKENS.findall(words)] + [0, 0]
+    sent = _count(detail.get("n_prompt_tokens"), numbers[0])
+    fits = _count(detail.get("n_ctx"), numbers[1])
+    return context_overflow(model, sent, fits, status)
+
+
+def context_overflow(model: str, sent: int, fits: int, status: int = 200) -> ContextOverflow:
+    """The error of a prompt of `sent` tokens where `fits` have room (0: the daemon did not say)."""
+    figures = f": {sent} tokens, and {fits} fit" if sent and fits else ""
+    return ContextOverflow(
+        f"the prompt is longer than the context of {model}{figures}",
+        prompt_tokens=sent,
+        context_tokens=fits,
+        status=status,
+        model=model,
+        hint="shorten the prompt, raise num_ctx, or pass truncate=True to let the daemon cut it",
+    )
+
+
+def _not_found(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+    if status != 404 or "not found" not in words:
+        return None
+    return model_not_found(model)
+
+
+def model_not_found(model: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"there is no model {model} here",
+        status=404,
+        model=model,
+        hint="`ollama-adapter models` lists what is here; "
+        "`ollama-adapter import FILE.gguf NAME` adds a model",
+    )
+
+
+def _refused(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+    if "cloud is disabled" not in words and "remote model" not in words:
+        return None
+    return remote_refused(model, status)
+
+
+def remote_refused(model: str, status: int = 403) -> RemoteModelRefused:
+    return RemoteModelRefused(
+        f"{model} runs on another machine, and prompts do not leave this one",
+        status=status,
+        model=model,
+        hint="use a local model; `ollama-adapter models` lists them",
+    )
+
+
+def _busy(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+    if status != 503:
+        return None
+    return ServerBusy(
+        f"the daemon's queue is full (status 503, asked for {model})",
+        status=status,
+        model=model,
+        hint="ask again in a moment, or with fewer requests at once",
+    )
+
+
+def _load_failure(status: int, words: str, shown: str, model: str) -> AdapterError | None:
+    if words.startswith(RUNNER_DIED):
+        return stream_error(words, model)
+    if status >= 500 and any(each in words for each in DAMAGE):
+        return InvalidModelFile(
+            f"the files of {model} are damaged: {shown}",
+            hint="remove it with `ollama-adapter rm`, and bring it anew",
+        )
+    if status < 500 or not any(each in words for each in LOAD_FAILURES):
+        return None
+    if "illegal instruction" in words.lower() or "no engine for this CPU" in words:
+        return UnsupportedCPU(f"no inference engine runs on this processor (asked for {model})")
+    return ModelLoadFailed(
+        f"{model} could not be loaded: {shown}",
+        hint="the file may be damaged or too large for the memory: "
+        "`ollama-adapter rm` removes it, `ollama-adapter import` brings it anew",
+    )

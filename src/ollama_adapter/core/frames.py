@@ -1,0 +1,241 @@
+"""The tick grid, and what one tick shows: events since the last tick become a Frame.
+
+The grid is `start + n / rate`, in integer nanoseconds: a late tick is skipped, nothing drifts.
+Ledger law: summing frames gives the stream back, no token lost and none counted twice. `ingest` is
+O(1) and raises for no event. A frame depends on the events and on its instant, never on which ticks
+were skipped before. The composer only reads the mappers: each has its generation for a writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, isfinite
+from typing import Any, Final
+
+from ollama_adapter.core.energy import DRAINED_BELOW, EUMapper, profile_for
+from ollama_adapter.core.ensemble import ensemble_energy
+from ollama_adapter.core.session_state import SessionState
+from ollama_adapter.events import Frame, SessionFrame, State, TokenEvent
+
+SECOND_NS: Final = 1_000_000_000
+
+# A frame with several sessions shows the state of the most alive.
+LIVELIEST: Final = (
+    State.SATURATED,
+    State.FLOWING,
+    State.CHARGING,
+    State.STALLING,
+    State.DRAINED,
+    State.IDLE,
+)
+
+
+def tick_instant(start_ns: int, tick: int, rate_hz: int) -> int:
+    """When tick number `tick` is due."""
+    return start_ns + tick * SECOND_NS // rate_hz
+
+
+def next_tick(start_ns: int, now_ns: int, rate_hz: int, tick: int) -> int:
+    """The first tick after `tick` that is not yet past at `now_ns`; those between are skipped."""
+    return max(tick + 1, -((start_ns - now_ns) * rate_hz // SECOND_NS))
+
+
+def due_tick(start_ns: int, now_ns: int, rate_hz: int, tick: int) -> int:
+    """The tick that a ticker which waited for `tick` shows at `now_ns`: a later one if it woke late."""
+    return max(tick, ((now_ns - start_ns + 1) * rate_hz - 1) // SECOND_NS)
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One session: who knows its energy and state, and what came since the last frame."""
+
+    mapper: EUMapper
+    tracker: SessionState
+    weight: float
+    arrival_ns: int | None = None
+    tokens: int = 0
+    first: int | None = None
+    last: int | None = None
+    generated: float = 0.0
+    rate: float = 0.0  # EU/s, at rate_ns
+    rate_ns: int = 0
+
+    def count(self, event: TokenEvent, energy: float) -> None:
+        now_ns, before_ns = event.arrival_ns, self.arrival_ns
+        delta_ns = 0 if before_ns is None or now_ns < before_ns else now_ns - before_ns
+        self.tracker.token(now_ns, energy, delta_ns)
+        self.rate = self.rate_at(now_ns) + energy
+        self.arrival_ns = self.rate_ns = now_ns
+        self.generated += energy
+        self.tokens += 1
+        self.last = event.index
+        if self.first is None:
+            self.first = self.last
+
+    def count_read(self, events: Sequence[TokenEvent]) -> None:
+        """Count tokens that arrived at one instant."""
+        energies = [_counted(event) for event in events]
+        self.count(events[0], energies.pop(0))
+        if energies:
+            self.tracker.tokens_at_once(energies)
+            generated = sum(energies)
+            self.rate += generated
+            self.generated += generated
+            self.tokens += len(energies)
+            self.last = events[-1].index
+
+    def rate_at(self, now_ns: int) -> float:
+        """EU/s: every token counts its E, fading with a time constant of 1 s."""
+        lag_ns = now_ns - self.rate_ns
+        return self.rate * exp(-lag_ns / SECOND_NS) if lag_ns > 0 else self.rate
+
+    def take(self, now_ns: int) -> SessionFrame:
+        """What the frame at `now_ns` says of it; counting begins anew."""
+        self.tracker.advance(now_ns)
+        shown = SessionFrame(
+            self.mapper.at(now_ns), self.tracker.state, self.tokens, self.first, self.last
+        )
+        self.tokens, self.first, self.last, self.generated = 0, None, None, 0.0
+        return shown
+
+
+def _counted(event: TokenEvent) -> float:
+    """What a token brings, in EU."""
+    energy = event.energy
+    return energy if energy is not None and 0.0 <= energy <= 1.0 else 0.0
+
+
+class FrameComposer:
+    """Takes token events at any time and gives one Frame per tick.
+
+    `total_energy` and `tick` continue an earlier account: a replay starts from those of its trace.
+    """
+
+    def __init__(self, *, total_energy: float = 0.0, tick: int | None = None) -> None:
+        self.total_energy = total_energy
+        self.tick = tick  # of the last frame; None where the ticker slept since
+        self._lanes: dict[str, _Lane] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to show. If not, the ticker may sleep until the next `open`."""
+        return bool(self._lanes)
+
+    def open(self, session_id: str, mapper: EUMapper, now_ns: int, weight: float = 1.0) -> None:
+        """A session was requested at `now_ns`. `weight` is its part in the ensemble.
+
+        The id of a session that has ended may serve again at once. Raises ValueError for a weight
+        that is negative or not finite.
+        """
+        if not (isfinite(weight) and weight >= 0.0):
+            raise ValueError(
+                f"the weight of a session is {weight}, and must be finite and at least 0"
+            )
+        tracker = SessionState(mapper.profile)
+        tracker.request(now_ns)
+        lane = self._lanes.get(session_id)
+        if lane is None:
+            self._lanes[session_id] = _Lane(mapper, tracker, weight)
+        else:  # what it has counted since the last frame stays counted
+            lane.mapper, lane.tracker, lane.weight = mapper, tracker, weight
+            lane.arrival_ns = None
+
+    def ingest(self, event: TokenEvent) -> None:
+        """Count a token. Without an energy it brings 0 EU.
+
+        A token of a session that is not open is counted too, and shown once, as DRAINED.
+        """
+        self._lane_of(event).count(event, _counted(event))
+
+    def ingest_read(self, events: Sequence[TokenEvent]) -> None:
+        """Count the tokens of one read: at least one, of one session, of one instant."""
+        self._lane_of(events[0]).count_read(events)
+
+    def _lane_of(self, event: TokenEvent) -> _Lane:
+        lane = self._lanes.get(event.session_id)
+        if lane is None:
+            self.open(event.session_id, EUMapper(profile_for()), event.arrival_ns)
+            self.end(event.session_id, event.arrival_ns)
+            lane = self._lanes[event.session_id]
+        return lane
+
+    def end(self, session_id: str, now_ns: int) -> None:
+        """A session is over; frames show it until it has drained. Ignores unknown ids."""
+        lane = self._lanes.get(session_id)
+        if lane is not None:
+            lane.tracker.end(now_ns)
+
+    def compose(
+        self,
+        tick: int,
+        now_ns: int,
+        epoch_ms: int,
+        *,
+        queue_depth: int = 0,
+        processing_ns: int = 0,
+    ) -> Frame:
+        """The frame of `tick`, which is also its id. Sessions that it shows drained are dropped."""
+        sessions: dict[str, SessionFrame] = {}
+        generated = rate = 0.0
+        parts: list[tuple[float, float]] = []
+        for session_id, lane in list(self._lanes.items()):
+            generated += lane.generated
+            fading = lane.rate_at(now_ns)
+            shown = sessions[session_id] = lane.take(now_ns)
+            drained = shown.state is State.DRAINED and shown.energy == 0.0
+            if not drained:  # nor does its weight count any more
+                parts.append((lane.weight, shown.energy))
+            if fading >= DRAINED_BELOW:
+                rate += fading
+            elif drained:
+                del self._lanes[session_id]
+        self.total_energy += generated
+        skipped = 0 if self.tick is None else max(0, tick - self.tick - 1)
+        self.tick = tick if self._lanes else None
+        return Frame(
+            frame_id=tick,
+            monotonic_ns=now_ns,
+            epoch_ms=epoch_ms,
+            new_tokens=sum(each.tokens for each in sessions.values()),
+            energy_generated=generated,
+            total_energy=self.total_energy,
+            energy_rate=rate,
+            energy=ensemble_energy(parts),
+            state=_liveliest(sessions),
+            sessions=sessions,
+            queue_depth=queue_depth,
+            tokens_merged=sum(max(0, each.tokens - 1) for each in sessions.values()),
+            skipped=skipped,
+            processing_ns=processing_ns,
+        )
+
+
+def _liveliest(sessions: dict[str, SessionFrame]) -> State:
+    present = {each.state for each in sessions.values()}
+    return next((state for state in LIVELIEST if state in present), State.IDLE)
+
+
+def energy_update(frame: Frame, *, event_id: str = "") -> dict[str, Any]:
+    """The frame as WF-TECH-005 writes it: an `energy.update` event with the keys that it allows.
+
+    `event_id` is a uuid, if one is wanted instead of "frame-N". That event knows no state SATURATED
+    and no more than 100 new tokens; `total_energy` is exact all the same.
+    """
+    state = State.FLOWING if frame.state is State.SATURATED else frame.state
+    return {
+        "id": event_id or f"frame-{frame.frame_id}",
+        "type": "energy.update",
+        "timestamp": frame.epoch_ms,
+        "version": "1.0",
+        "payload": {
+            "frame_id": frame.frame_id,
+            "new_tokens": min(frame.new_tokens, 100),
+            "energy_generated": frame.energy_generated,
+            "total_energy": frame.total_energy,
+            "energy_rate": frame.energy_rate,
+            "state": state.name,
+            "queue_depth": frame.queue_depth,
+            "processing_time_ms": frame.processing_ns / 1_000_000,
+        },
+    }

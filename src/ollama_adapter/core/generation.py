@@ -1,0 +1,227 @@
+"""One generation: records and their arrival times in, TokenEvents out; and how it ended.
+
+The law of events: the tokens of a channel (text, thinking) concatenate to the text the daemon sent.
+Log probability entries that concatenate to a record's text give an event each; otherwise the record
+is one event with its whole text and the last entry's numbers. A record without text is counted and
+not delivered. `index` counts what is delivered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ollama_adapter.core.energy import EUMapper
+from ollama_adapter.core.failures import context_overflow, remote_refused, stream_error
+from ollama_adapter.core.records import ChatRecord, GenerateRecord, LogprobEntry, Record
+from ollama_adapter.errors import AdapterError
+from ollama_adapter.events import Channel, Finish, Source, Statistics, TokenEvent
+
+REPEAT_LIMIT: Final = 30  # more equal chunks in a row, and the daemon ends the stream in silence
+TRUNCATION_SLACK: Final = 4  # tokens by which two counts of an uncut prompt may differ
+
+_DAEMON_WORDS: Final = {each.value: each for each in (Finish.STOP, Finish.LENGTH, Finish.LOAD)}
+_DAEMON_WORDS[Finish.UNLOAD.value] = Finish.UNLOAD
+
+
+class Generation:
+    """The state of one answer. `deliver` is given each event, at once, in order."""
+
+    __slots__ = (
+        "_deliver",
+        "_energy_sum",
+        "_epoch_offset_ns",
+        "_first_ns",
+        "_last_ns",
+        "_last_text",
+        "_mapper",
+        "_repeats",
+        "_truncate",
+        "_wants_logprobs",
+        "_without_logprobs",
+        "done",
+        "error",
+        "source",
+        "statistics",
+    )
+
+    def __init__(
+        self,
+        statistics: Statistics,
+        mapper: EUMapper,
+        epoch_offset_ns: int,
+        deliver: Callable[[TokenEvent], None],
+        *,
+        truncate: bool = False,
+        wants_logprobs: bool = True,
+    ) -> None:
+        self.statistics = statistics
+        self.source = Source.LIVE
+        self.done = False
+        self.error: AdapterError | None = None
+        self._mapper = mapper
+        self._epoch_offset_ns = epoch_offset_ns
+        self._deliver = deliver
+        self._truncate = truncate
+        self._wants_logprobs = wants_logprobs
+        self._without_logprobs = 0
+        self._energy_sum = 0.0
+        self._first_ns = 0
+        self._last_ns = 0
+        self._last_text = ""
+        self._repeats = 0
+
+    def receive(self, record: GenerateRecord | ChatRecord, now_ns: int) -> None:
+        """Take one record that arrived at `now_ns`."""
+        tool_calls: list[dict[str, Any]] | None = None
+        if isinstance(record, GenerateRecord):
+            text, thinking = record.response, record.thinking
+        elif (message := record.message) is not None:
+            text, thinking, tool_calls = message.content, message.thinking, message.tool_calls
+        else:
+            text = thinking = ""
+        entries = record.logprobs
+        if thinking:
+            # Where both come in one record, the entries belong to what comes last.
+            self._piece(
+                thinking, Channel.THINKING, None if text else entries, record.token_id, now_ns
+            )
+        if text:
+            self._piece(text, Channel.TEXT, entries, record.token_id, now_ns)
+        if tool_calls:
+            self._emit("", Channel.TOOL_CALLS, None, record.token_id, now_ns, tool_calls)
+        elif not (text or thinking or record.done):
+            self._receive_empty(record, now_ns)
+        if record.done or record.error is not None or record.remote_host:
+            self._receive_last(record)
+
+    def _receive_empty(self, record: Record, now_ns: int) -> None:
+        """No text: the rendered prompt, where only that was asked for, or nothing to deliver."""
+        if record.debug_info is None:
+            self.statistics.empty_records += record.error is None
+            return
+        self._emit(record.debug_info.rendered_template, Channel.TEXT, None, None, now_ns)
+        self.done = True
+        self.statistics.finish = Finish.STOP
+
+    def _piece(
+        self,
+        text: str,
+        channel: Channel,
+        entries: list[LogprobEntry] | None,
+        token_id: int | None,
+        now_ns: int,
+    ) -> None:
+        stripped = text.strip()
+        self._repeats = self._repeats + 1 if stripped == self._last_text else 1
+        self._last_text = stripped
+        if not entries:
+            self._emit(text, channel, None, token_id, now_ns)
+        elif len(entries) == 1 or "".join([each.token for each in entries]) != text:
+            self._emit(text, channel, entries[-1], token_id, now_ns)
+        else:
+            for entry in entries:
+                if entry.token:
+                    self._emit(entry.token, channel, entry, token_id, now_ns)
+
+    def _emit(
+        self,
+        token: str,
+        channel: Channel,
+        entry: LogprobEntry | None,
+        token_id: int | None,
+        now_ns: int,
+        tool_calls: list[dict[str, Any]] | None = None,
+    ) -> None:
+        statistics = self.statistics
+        index = statistics.tokens
+        if entry is None:
+            logprobs = chosen = candidates = None
+            self._without_logprobs += 1
+        else:
+            chosen = entry.logprob
+            candidates = entry.top_logprobs
+            logprobs = [each.logprob for each in candidates] if candidates else [chosen]
+        if index:
+            delta_ms = (now_ns - self._last_ns + 500_000) // 1_000_000
+        else:
+            delta_ms = 0
+            self._first_ns = now_ns
+        self._last_ns = now_ns
+        statistics.tokens = index + 1
+        energy = self._mapper.token(now_ns, logprobs)
+        self._energy_sum += energy
+        self._deliver(
+            TokenEvent(
+                token,
+                (self._epoch_offset_ns + now_ns) // 1_000_000,
+                delta_ms,
+                statistics.session_id,
+                statistics.served_by,
+                logprobs,
+                energy,
+                index,
+                self.source,
+                channel,
+                chosen,
+                candidates,
+                tool_calls,
+                now_ns,
+                token_id,
+            )
+        )
+
+    def _receive_last(self, record: Record) -> None:
+        model = self.statistics.served_by
+        if record.error is not None:
+            session_id, tokens = self.statistics.session_id, self.statistics.tokens
+            self.error = stream_error(record.error, model, session_id, tokens)
+        elif record.remote_host:
+            self.error = remote_refused(model, 200)
+        else:
+            self._conclude(record)
+
+    def _conclude(self, record: Record) -> None:
+        statistics = self.statistics
+        self.done = True
+        statistics.finish = _DAEMON_WORDS.get(record.done_reason, Finish.STOP)
+        statistics.load_duration_ns = record.load_duration
+        statistics.total_duration_ns = record.total_duration
+        statistics.prompt_eval_count = record.prompt_eval_count
+        statistics.prompt_eval_duration_ns = record.prompt_eval_duration
+        statistics.eval_count = record.eval_count
+        statistics.eval_duration_ns = record.eval_duration
+
+    def check_truncation(self, context_tokens: int) -> None:
+        """A daemon too old to know `truncate` cuts a prompt without a word: compare its two counts.
+
+        The context it echoes is that of the whole prompt and the answer.
+        """
+        counted = self.statistics.prompt_eval_count
+        sent = context_tokens - self.statistics.eval_count
+        if context_tokens and not self._truncate and sent > counted + TRUNCATION_SLACK:
+            self.error = context_overflow(self.statistics.served_by, sent, counted)
+
+    def close(self, now_ns: int, *, complete: bool) -> Finish | None:
+        """The stream is over. How the daemon ended it; None when it did not say that it had ended."""
+        statistics = self.statistics
+        self._mapper.end(now_ns)
+        if statistics.tokens:
+            statistics.mean_energy = self._energy_sum / statistics.tokens
+            if self._wants_logprobs and self._without_logprobs == statistics.tokens:
+                statistics.degraded = ("logprobs",)
+        if statistics.tokens > 1 and self._last_ns > self._first_ns:
+            statistics.tps = (statistics.tokens - 1) * 1e9 / (self._last_ns - self._first_ns)
+        if statistics.finish is None and complete and self._repeats > REPEAT_LIMIT:
+            statistics.finish = Finish.REPEAT
+        return statistics.finish
+
+    @property
+    def first_ns(self) -> int:
+        """When the first token arrived; 0 before."""
+        return self._first_ns
+
+    @property
+    def last_ns(self) -> int:
+        """When the latest token arrived; 0 before the first."""
+        return self._last_ns

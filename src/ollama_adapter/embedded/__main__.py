@@ -1,0 +1,24 @@
+"""`python -m ollama_adapter.embedded`: says what is missing in one line, else becomes the daemon."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+_NEEDED = ("uvicorn", "xllamacpp")
+
+
+def main() -> int:
+    """Run until told to stop; the exit code."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        sys.stderr.write(f"Error: {names} not installed: pip install 'ollama-adapter[embedded]'\n")
+        return 1
+    from ollama_adapter.embedded.serve import run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""A runner, seen from the daemon: started, talked to, killed.
+
+Its output is always drained. Until it is ready the last lines are kept, to say why a load failed; after
+that nothing of it is kept, for from then on it has seen prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import signal
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ollama_adapter.embedded import wire
+from ollama_adapter.embedded.values import ApiError
+
+_PASSED_ON: Final = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "VIRTUAL_ENV"),
+    *("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "CUDA_VISIBLE_DEVICES"),
+)
+_RUNNER: Final = Path(__file__).with_name(
+    "runner.py"
+)  # by its path: the package need not be imported
+_GRAMMAR_FAILED: Final = b"llg error"
+_SMALL_BYTES: Final = 1 << 26
+_LOG_PREFIX: Final = re.compile(r"^[\d.]+ E +|^\w+: ")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """How a model is to be loaded: a difference in any field means another runner."""
+
+    weights: Path
+    n_ctx: int
+    n_batch: int
+    threads: int  # 0: as the machine allows
+    gpu_layers: int
+    shift: bool
+    embedding: bool
+    parallel: int
+
+
+class Runner:
+    """A child process with a loaded model."""
+
+    def __init__(self, process: asyncio.subprocess.Process, group: asyncio.TaskGroup) -> None:
+        self._process = process
+        self._key = secrets.token_hex(16)
+        self._port = 0
+        self.grammar_failures = 0  # the engine goes on without the grammar then, and only logs it
+        self._tail: deque[str] | None = deque(maxlen=20)
+        self._drained = group.create_task(self._drain())
+        self.ended = group.create_task(self._wait())
+
+    def __repr__(self) -> str:
+        return f"<Runner pid {self._process.pid}>"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    @classmethod
+    async def start(cls, spec: Spec, group: asyncio.TaskGroup) -> Runner:
+        """A runner that is ready. Cancelling kills it; ApiError tells why it cannot be had."""
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", str(_RUNNER)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        runner = cls(process, group)
+        try:
+            await runner._hand_over(spec)
+        except BaseException:
+            runner.kill()
+            raise
+        return runner
+
+    async def _hand_over(self, spec: Spec) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        settings = {
+            **{name: getattr(spec, name) for name in Spec.__slots__},
+            "model": str(spec.weights),
+            "key": self._key,
+        }
+        del settings["weights"]
+        settings["threads"] = choose_threads(spec.weights.stat().st_size, spec.threads)
+        with contextlib.suppress(ConnectionError):
+            self._process.stdin.write(msgspec.json.encode(settings) + b"\n")
+            await self._process.stdin.drain()
+        line = await self._process.stdout.readline()
+        report: dict[str, Any] = msgspec.json.decode(line) if line else {}
+        if "port" not in report:
+            raise ApiError(500, await self._why(str(report.get("error", ""))))
+        self._port = report["port"]
+        self._tail = None
+
+    async def _why(self, reason: str) -> str:
+        code = await self._process.wait()
+        await self._drained
+        if code in (-signal.SIGILL, -signal.SIGTRAP):
+            return "error loading model: illegal instruction: there is no engine for this CPU"
+        words = [_LOG_PREFIX.sub("", line) for line in self._tail or () if "error" in line.lower()]
+        told = next((line for line in words if "error loading model" in line), "")
+        status = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return (
+            f"the model runner has terminated: {status}: {told or reason or 'unable to load model'}"
+        )
+
+    async def _drain(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError):
+            while chunk := await self._process.stderr.read(65536):
+                if _GRAMMAR_FAILED in chunk:
+                    self.grammar_failures += 1
+                if self._tail is not None:
+                    self._tail.extend(chunk.decode("utf-8", "replace").splitlines())
+
+    async def _wait(self) -> None:
+        try:
+            await self._process.wait()
+        except asyncio.CancelledError:
+            self.kill()
+            await self._process.wait()
+            raise
+
+    def kill(self) -> None:
+        """End it now; safe at any time."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """End it and wait until it is gone."""
+        self.kill()
+        await asyncio.shield(self.ended)
+
+    async def call(self, path: str, body: Any) -> tuple[int, bytes]:
+        """One exchange; raises wire.RunnerGone."""
+        return await wire.call(self._port, self._key, path, body)
+
+    async def open(self, path: str, body: bytes) -> wire.Reply:
+        """An exchange whose answer is read as it comes; raises wire.RunnerGone."""
+        return await wire.open_reply(self._port, self._key, path, body)
+
+
+def choose_threads(model_bytes: int, wanted: int = 0) -> int:
+    """How many threads a model of this size gets: more than there are free cores ruins the speed."""
+    cores = _cores()
+    if wanted > 0:
+        return min(wanted, cores)
+    if model_bytes < _SMALL_BYTES:
+        return 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, min(cores, round(cores - busy)))
+
+
+def _cores() -> int:
+    """Physical cores that we may use."""
+    import psutil
+
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    limits = [usable, psutil.cpu_count(logical=False) or usable]
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limits.append(max(1, int(quota) // int(period)))
+    return min(limits)

@@ -1,0 +1,96 @@
+"""The child process that holds one model: llama.cpp behind a loopback port with a key.
+
+Settings come as one JSON line on stdin, never in argv. The answer is one JSON line on the original
+stdout: {"port": N}, or {"error": reason}. After that the process lives until stdin closes, which is
+when its parent ends, however it ends. Loading holds the interpreter's lock, so besides the thread that
+waits for the end of stdin the kernel is asked for a signal (SIGIO, deadly by default) on it.
+It always leaves with os._exit: the server's destructor can hang. It imports nothing of this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import threading
+from typing import Any
+
+
+def main() -> None:
+    """Serve one model until stdin closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the daemon decides
+    settings = json.loads(_first_line())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _signal_end_of_parent()
+    report = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints goes to the log, not into the report
+    try:
+        port = _serve(settings)
+        line: dict[str, Any] = {"port": port}
+    except ImportError:
+        line = {
+            "error": "the package xllamacpp is not installed: pip install 'ollama-adapter[embedded]'"
+        }
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        line = {"error": f"error loading model: {error}"}
+    os.write(report, json.dumps(line).encode() + b"\n")
+    if "error" in line:
+        os._exit(1)
+    threading.Event().wait()
+
+
+def _first_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (chunk := os.read(0, 4096)):
+        line += chunk
+    return line or b"{}"
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(0)
+
+
+def _signal_end_of_parent() -> None:
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())  # type: ignore[attr-defined,unused-ignore]
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)  # type: ignore[attr-defined,unused-ignore]
+
+
+_server: Any = None  # kept: its destructor must never run
+
+
+def _serve(settings: dict[str, Any]) -> int:
+    global _server
+    xllamacpp = importlib.import_module("xllamacpp")  # it has no types
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["model"]
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.api_keys = [settings["key"]]
+    params.n_ctx = settings["n_ctx"] * settings["parallel"]
+    params.n_parallel = settings["parallel"]
+    params.n_batch = params.n_ubatch = settings["n_batch"]
+    params.cpuparams.n_threads = settings["threads"]
+    params.cpuparams_batch.n_threads = settings["threads"]
+    params.n_threads_http = settings["parallel"] + 3
+    params.ctx_shift = settings["shift"]
+    params.n_gpu_layers = settings["gpu_layers"]
+    params.embedding = settings["embedding"]
+    params.fit_params = False  # the daemon has decided
+    params.warmup = False
+    params.verbosity = 1  # errors only: nothing below names a prompt, and neither do they
+    params.cache_ram_mib = 0  # no prompt outlives its slot
+    params.ui = False
+    params.endpoint_slots = False
+    _server = xllamacpp.Server(params)
+    return int(str(_server.listening_address).rsplit(":", 1)[1])
+
+
+if __name__ == "__main__":
+    main()

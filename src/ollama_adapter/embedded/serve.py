@@ -1,0 +1,92 @@
+"""The daemon's process: from its environment to its exit code.
+
+It listens on 127.0.0.1 only, writes no log, and leaves with 0 at SIGTERM or SIGINT when all its runners
+are gone. Answers under way are cut, as Ollama cuts them. It leaves with os._exit: nothing is left to do
+that is worth a wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from ollama_adapter.config import DEFAULT_PORT, LOOPBACK, parse_host
+from ollama_adapter.embedded.app import App
+from ollama_adapter.embedded.scheduler import Scheduler
+from ollama_adapter.embedded.service import Service
+from ollama_adapter.embedded.settings import Settings, default_models_dir
+from ollama_adapter.embedded.store import Store
+from ollama_adapter.errors import AdapterError, PortTaken
+
+_BACKLOG: Final = 512
+_IDLE_CONNECTION_S: Final = 3600
+
+
+def run() -> int:
+    """Listen and serve until told to stop; 1 where that cannot be."""
+    try:
+        sock = listen(os.environ.get("OLLAMA_HOST", ""))
+    except AdapterError as error:
+        hint = f"; {error.hint}" if error.hint else ""
+        sys.stderr.write(f"Error: {error}{hint}\n")
+        return 1
+    asyncio.run(_serve(sock))
+    return 0
+
+
+def listen(address: str) -> socket.socket:
+    """A socket that listens at an OLLAMA_HOST value; NotLoopback, ConfigError or PortTaken."""
+    host, port = parse_host(address) if address.strip() else (LOOPBACK, DEFAULT_PORT)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        reason = (error.strerror or "failed").lower()
+        raise PortTaken(f"listen tcp {host}:{port}: bind: {reason}") from error
+    sock.setblocking(False)
+    return sock
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield  # signals are ours
+
+
+async def _serve(sock: socket.socket) -> None:
+    settings = Settings.parse(os.environ)
+    store = Store(default_models_dir(os.environ, Path.home()))
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    async with asyncio.TaskGroup() as group:
+        scheduler = Scheduler(group, settings.limits)
+        app = App(Service(store, scheduler, settings), group)
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_IDLE_CONNECTION_S,
+        )
+        group.create_task(_Server(config).serve(sockets=[sock]))
+        await told.wait()
+        await scheduler.aclose()
+        os._exit(0)

@@ -1,0 +1,206 @@
+"""The values we publish: what a caller, an orchestrator or a page is given.
+
+Times are integers: `*_ns` on the monotonic clock, `*_ms` and `epoch_ms` in milliseconds.
+No repr shows text or a number made of text: an event may end up in somebody's log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Source(StrEnum):
+    """Where a token comes from."""
+
+    LIVE = "live"
+    RESUMED = "resumed"
+    REPLAYED = "replayed"
+    SUBSTITUTED = "substituted"
+    CACHED = "cached"
+
+
+class Channel(StrEnum):
+    """What a token is part of. The tokens of one channel concatenate to what the daemon sent."""
+
+    TEXT = "text"
+    THINKING = "thinking"
+    TOOL_CALLS = "tool_calls"
+
+
+class State(StrEnum):
+    """The energy state of a session (docs/energy.md)."""
+
+    IDLE = "idle"
+    CHARGING = "charging"
+    FLOWING = "flowing"
+    SATURATED = "saturated"
+    STALLING = "stalling"
+    DRAINED = "drained"
+
+
+class Finish(StrEnum):
+    """How a session ended. STOP, LENGTH, LOAD and UNLOAD are the daemon's own words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    LOAD = "load"
+    UNLOAD = "unload"
+    REPEAT = "repeat"  # the daemon's token-repeat guard: it ends the stream without a last record
+    ABORTED = "aborted"  # somebody asked for it
+    FAILED = "failed"  # an error, raised to the reader
+
+
+class Candidate(msgspec.Struct, gc=False):
+    """One of the most probable tokens at a position; `logprob` is natural, before temperature."""
+
+    token: str
+    logprob: float
+
+    def __repr__(self) -> str:
+        return "<Candidate>"
+
+
+@dataclass(slots=True)
+class TokenEvent:
+    """One token, as it arrived.
+
+    `timestamp_ms` is epoch time: a fixed offset taken at process start plus the monotonic arrival, so it
+    never goes backwards. `delta_ms` is the time since the session's previous token (0 for the first).
+    `logprobs` are the top-K log probabilities, best first; `logprob` is that of the token chosen, which
+    need not be among them. `energy` is E(t) in [0, 1] right after this token (docs/energy.md).
+    """
+
+    token: str = field(repr=False)
+    timestamp_ms: int
+    delta_ms: int
+    session_id: str
+    model: str
+    logprobs: list[float] | None = field(default=None, repr=False)
+    energy: float | None = field(default=None, repr=False)
+    index: int = 0
+    source: Source = Source.LIVE
+    channel: Channel = Channel.TEXT
+    logprob: float | None = field(default=None, repr=False)
+    candidates: list[Candidate] | None = field(default=None, repr=False)
+    tool_calls: list[dict[str, Any]] | None = field(default=None, repr=False)
+    arrival_ns: int = 0
+    token_id: int | None = field(default=None, repr=False)  # the embedded daemon only
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """One promise, kept or not: `measured` against `limit`, in `unit`, and the cause of a miss.
+
+    `met` is None where the session gives nothing to measure (no second token, no model loaded).
+    """
+
+    name: str
+    met: bool | None
+    measured: float | None
+    limit: float
+    unit: str
+    cause: str = ""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """The account of one session; complete once `finish` is set.
+
+    `tps` is (n - 1) / (t_n - t_1) over delivered tokens; `eval_count` and the durations are the daemon's
+    own figures. `tokens` and `eval_count` differ: a character of several tokens is one event.
+    """
+
+    session_id: str
+    model: str
+    served_by: str = ""
+    finish: Finish | None = None
+    tokens: int = 0
+    ttft_ms: float | None = None
+    tps: float | None = None
+    mean_energy: float | None = None
+    prompt_eval_count: int = 0
+    eval_count: int = 0
+    load_duration_ns: int = 0
+    prompt_eval_duration_ns: int = 0
+    eval_duration_ns: int = 0
+    total_duration_ns: int = 0
+    empty_records: int = 0
+    warm: bool | None = None
+    degraded: tuple[str, ...] = ()  # what was asked for and this daemon did not give
+    error: str = ""  # the kind of error that ended it, by its class name
+    guarantees: tuple[Guarantee, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: what the stream would have delivered, put together."""
+
+    text: str = field(repr=False)
+    thinking: str = field(repr=False)
+    tool_calls: list[dict[str, Any]] = field(repr=False)
+    statistics: Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector per input, L2-normalised by the daemon."""
+
+    model: str
+    vectors: list[list[float]] = field(repr=False)
+    prompt_eval_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFrame:
+    """One session at one tick: `first`..`last` are the indices of its tokens in this frame (None: none)."""
+
+    energy: float
+    state: State
+    tokens: int = 0
+    first: int | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The snapshot of one 60 Hz tick. Summing frames gives the stream back. It never carries text.
+
+    `energy_generated` and `total_energy` are in EU (the sum of E over tokens); `energy_rate` is EU/s,
+    exponentially averaged over 1 s. `tokens_merged` counts the tokens beyond the first of each session
+    in this frame; `skipped` counts ticks missed since the frame before; `processing_ns` is what making
+    this frame took.
+    """
+
+    frame_id: int
+    monotonic_ns: int
+    epoch_ms: int
+    new_tokens: int
+    energy_generated: float
+    total_energy: float
+    energy_rate: float
+    energy: float
+    state: State
+    sessions: Mapping[str, SessionFrame]
+    queue_depth: int = 0
+    tokens_merged: int = 0
+    skipped: int = 0
+    processing_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is known of the daemon. `origin` is adopted, spawned or embedded; "" when there is none."""
+
+    ready: bool
+    state: str
+    origin: str = ""
+    address: str = ""
+    version: str = ""
+    pid: int | None = None
+    sandbox: str = ""
+    missing: tuple[str, ...] = ()  # what this daemon is too old for

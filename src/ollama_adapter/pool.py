@@ -1,0 +1,132 @@
+"""The models in memory: who is resident, and one flight per model however many ask.
+
+A load is a request of its own and a task of the scope, so that aborting a generation never aborts a
+load that others wait for. What is known of a model (that it is here, that it runs here) is asked of
+the daemon once, before the first prompt for it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ollama_adapter.client import OllamaClient
+from ollama_adapter.config import PoolConfig
+from ollama_adapter.core.durations import keep_alive_ns
+from ollama_adapter.core.failures import remote_refused
+from ollama_adapter.core.names import local_name, parse_name
+from ollama_adapter.core.requests import load_request
+from ollama_adapter.errors import AdapterError, InvalidRequest
+from ollama_adapter.system.clock import Clock
+from ollama_adapter.system.scope import TaskScope
+
+MARGIN_NS: Final = 500_000_000  # before its keep-alive ends a model no longer counts as resident
+
+
+@dataclass(slots=True)
+class Residency:
+    """What we hold of a model in memory: the options it was loaded with, and until when it stays."""
+
+    reloading: dict[str, Any]
+    until_ns: int
+
+
+class ModelPool:
+    """Loads models and remembers which are warm. One daemon's; `forget` when that one has ended."""
+
+    def __init__(
+        self, config: PoolConfig, client: OllamaClient, scope: TaskScope, clock: Clock
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._scope = scope
+        self._clock = clock
+        self._resident: dict[str, Residency] = {}
+        self._known: dict[str, dict[str, Any]] = {}
+        self._flights: dict[str, asyncio.Task[bool | AdapterError]] = {}
+
+    def __repr__(self) -> str:
+        return f"<ModelPool {len(self._resident)} resident, {len(self._flights)} loading>"
+
+    def is_warm(self, model: str, reloading: Mapping[str, Any]) -> bool:
+        """In memory, as far as we know, with what these options ask for."""
+        held = self._resident.get(local_name(model).key)
+        if held is None or held.until_ns - MARGIN_NS < self._clock.now_ns():
+            return False
+        return dict(reloading) == held.reloading
+
+    def used(self, model: str, reloading: Mapping[str, Any], keep_alive: str | float) -> None:
+        """A request for the model has been answered: it stays for `keep_alive` from now on."""
+        until = self._clock.now_ns() + keep_alive_ns(keep_alive)
+        self._resident[local_name(model).key] = Residency(dict(reloading), until)
+
+    def forget(self) -> None:
+        """The daemon is another one, or has ended: nothing is resident."""
+        self._resident.clear()
+        self._known.clear()
+
+    async def describe(self, model: str) -> dict[str, Any]:
+        """What /api/show says. Raises ModelNotFound, RemoteModelRefused. Cancelling is safe."""
+        key = local_name(model).key
+        if key not in self._known:
+            shown = await self._client.show(model)
+            if shown.get("remote_host") or shown.get("remote_model"):
+                raise remote_refused(model)
+            self._known[key] = shown
+        return self._known[key]
+
+    async def ensure_loaded(
+        self,
+        model: str,
+        *,
+        keep_alive: str | float | None = None,
+        reloading: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Until the model is in memory; True when it was there already.
+
+        `reloading` are the options that decide how it is loaded, such as num_ctx. Raises ModelNotFound,
+        RemoteModelRefused, ModelLoadFailed. Cancelling leaves the load to others who wait for it.
+        """
+        options = dict(reloading or {})
+        if self.is_warm(model, options):
+            return True
+        key = local_name(model).key
+        if key not in self._flights:
+            alive = self._config.keep_alive if keep_alive is None else keep_alive
+            flight = self._scope.spawn(self._load(model, alive, options), name="model load")
+            self._flights[key] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        result = await asyncio.shield(self._flights[key])
+        if isinstance(result, AdapterError):
+            raise result
+        return result
+
+    async def _load(
+        self, model: str, keep_alive: str | float, options: dict[str, Any]
+    ) -> bool | AdapterError:
+        """Whether it was in memory already. Its error is for whoever waits, not for the scope."""
+        try:
+            shown = await self.describe(model)
+            resident = await self._is_resident(model)
+            embeds = "embedding" in shown.get("capabilities", ())
+            request = load_request(model, keep_alive, options, embedding=embeds)
+            await self._client.load(request)
+        except AdapterError as error:
+            return error
+        self.used(model, options, request.keep_alive)
+        return resident
+
+    async def _is_resident(self, model: str) -> bool:
+        """By the daemon's word: somebody else may have loaded it."""
+        key = local_name(model).key
+        names = [str(each.get("name", "")) for each in await self._client.ps()]
+        return any(_key(name) == key for name in names)
+
+
+def _key(name: str) -> str:
+    try:
+        return parse_name(name).key
+    except InvalidRequest:
+        return ""

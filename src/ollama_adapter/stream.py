@@ -1,0 +1,170 @@
+"""The sessions of an adapter by their ids, and TokenStream, the reader's end of one.
+
+A stream owns no task and no time limit: the pump is a child of the adapter's scope, and here one only
+reads. An asynchronous generator would register nothing before its first step, would not notice that it
+was forgotten, and would cancel the wrong task from inside a time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Generator
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ollama_adapter.errors import InvalidRequest, SessionNotFound
+from ollama_adapter.events import Statistics, TokenEvent
+from ollama_adapter.session import Session
+from ollama_adapter.system.scope import TaskScope
+
+REMEMBERED: Final = 4096  # ended sessions whose id is still known
+
+
+class SessionRegistry:
+    """Every session that has not ended, and the ids of those that ended lately."""
+
+    def __init__(self, scope: TaskScope) -> None:
+        self._scope = scope
+        self._live: dict[str, Session] = {}
+        self._ended: deque[str] = deque(maxlen=REMEMBERED)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def claim(self, session_id: object) -> str:
+        """The id of a new session. Raises InvalidRequest for one that is taken or is none."""
+        if session_id is None:
+            return secrets.token_hex(8)
+        if not isinstance(session_id, str) or not session_id:
+            raise InvalidRequest("session_id must be a string that is not empty")
+        held = self._live.get(session_id)
+        if held is not None and not held.ended:
+            raise InvalidRequest(
+                "session_id is that of a session which has not ended", hint="use another id"
+            )
+        return session_id
+
+    def register(self, session: Session) -> TokenStream:
+        """From now on the session can be stopped."""
+        self._live[session.statistics.session_id] = session
+        return TokenStream(session, self)
+
+    async def stop(self, session_id: str) -> None:
+        """Abort a session; nothing for one that has ended. Raises SessionNotFound."""
+        session = self._live.get(session_id)
+        if session is not None:
+            await session.stop()
+            self.forget(session)
+        elif session_id not in self._ended:
+            raise SessionNotFound(
+                "there is no session with this id",
+                session_id=str(session_id),
+                hint="the id is TokenStream.session_id, or what was passed as session_id=",
+            )
+
+    def start(self, session: Session) -> None:
+        """Begin its work, at the first step of its reader."""
+        session.start(self._spawn)
+
+    def forget(self, session: Session) -> None:
+        """It has ended, or will never start. Idempotent."""
+        session_id = session.statistics.session_id
+        if self._live.get(session_id) is session:
+            del self._live[session_id]
+            self._ended.append(session_id)
+
+    def abort_all(self) -> None:
+        for session in list(self._live.values()):
+            session.abort()
+
+    def queue_depth(self) -> int:
+        """How many tokens wait for their readers."""
+        return sum(len(each.channel) for each in self._live.values())
+
+    def _spawn(self, session: Session) -> asyncio.Task[None]:
+        task = self._scope.spawn(session.run(), name=f"session {session.statistics.session_id}")
+        task.add_done_callback(lambda _: self.forget(session))
+        return task
+
+
+class TokenStream(AsyncIterator[TokenEvent]):
+    """What generate_stream returns: iterate it, or `async with` it; awaiting it gives itself.
+
+    Nothing is sent before the first step. Leaving `async with` aborts what still runs; a plain `break`
+    cannot be noticed while the stream is referenced.
+    """
+
+    def __init__(self, session: Session, registry: SessionRegistry) -> None:
+        self._session = session
+        self._registry = registry
+
+    def __repr__(self) -> str:
+        return f"<TokenStream of {self._session!r}>"
+
+    @property
+    def session_id(self) -> str:
+        return self._session.statistics.session_id
+
+    @property
+    def statistics(self) -> Statistics:
+        """The session's account; complete once its `finish` is set."""
+        return self._session.statistics
+
+    async def __anext__(self) -> TokenEvent:
+        """The next token. Raises what ended the generation, once. Cancelling is safe: none is lost."""
+        channel = self._session.channel
+        event = channel.get_nowait()
+        if event is None:
+            if not self._session.started:
+                self._registry.start(self._session)
+            event = await channel.get()
+            if event is None:
+                raise StopAsyncIteration
+        return event
+
+    async def stop(self) -> None:
+        """Abort the generation; the iterator ends quietly. Idempotent. Cancelling is safe."""
+        await self._session.stop()
+        self._registry.forget(self._session)
+
+    async def aclose(self) -> None:
+        """The same as stop."""
+        await self.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self
+        yield  # a generator that gives itself without waiting
+
+    def __del__(self) -> None:
+        session = self._session
+        if session.started and not session.ended:
+            warnings.warn(
+                f"session {self.session_id} was forgotten before its end: use `async with`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+            _abort_from_anywhere(session)
+        elif not session.started:
+            self._registry.forget(session)
+
+
+def _abort_from_anywhere(session: Session) -> None:
+    """A finalizer may run in any thread."""
+    loop = session.loop
+    if loop is not None and not loop.is_closed():
+        loop.call_soon_threadsafe(session.abort)

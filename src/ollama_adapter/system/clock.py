@@ -1,0 +1,50 @@
+"""Time: one monotonic clock, and a fixed offset from it to the epoch.
+
+The offset is taken once, when this module is loaded, so that epoch times never go backwards; the
+monotonic clock stands still while a machine is suspended, so that a lid closed over lunch is no stall.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, Protocol
+
+monotonic_ns = time.monotonic_ns
+EPOCH_OFFSET_NS: Final = time.time_ns() - time.monotonic_ns()
+
+
+class Clock(Protocol):
+    """What a service needs of time. `testing.ManualClock` is the other one."""
+
+    @property
+    def epoch_offset_ns(self) -> int: ...
+
+    def now_ns(self) -> int: ...
+
+    async def sleep_until_ns(self, deadline_ns: int) -> None: ...
+
+
+class SystemClock:
+    """The machine's own."""
+
+    epoch_offset_ns = EPOCH_OFFSET_NS
+
+    def now_ns(self) -> int:
+        return monotonic_ns()
+
+    async def sleep_until_ns(self, deadline_ns: int) -> None:
+        """Return at `deadline_ns` or soon after; at once when it has passed. Cancelling is safe."""
+        loop = asyncio.get_running_loop()
+        while (remaining_ns := deadline_ns - monotonic_ns()) > 0:  # a loop may fire a little early
+            reached = loop.create_future()
+            timer = loop.call_at(loop.time() + remaining_ns / 1e9, _reach, reached)
+            try:
+                await reached
+            finally:
+                timer.cancel()
+
+
+def _reach(deadline: asyncio.Future[None]) -> None:
+    if not deadline.done():  # the sleeper may have been cancelled in this very turn of the loop
+        deadline.set_result(None)

@@ -1,0 +1,291 @@
+"""HTTP/1.1 over a loopback socket, one connection per request.
+
+The connection is ours so that nothing stands between a prompt and 127.0.0.1: no resolver, no proxy, no
+redirect, no environment. A read is stamped when it arrives and its body goes to a sink at once, in the
+protocol's own callback. `Exchange.close` is the abort: the daemon knows no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+import httptools
+
+from ollama_adapter.config import LOOPBACK
+from ollama_adapter.errors import (
+    AdapterError,
+    ConnectFailed,
+    ConnectionLost,
+    NotLoopback,
+    ProtocolError,
+    ReadTimeout,
+)
+from ollama_adapter.system.clock import monotonic_ns
+
+READ_BYTES: Final = 64 << 10  # asyncio's own 256 KiB are fresh pages of the kernel, for every read
+MAX_HEAD_BYTES: Final = 64 << 10
+MAX_BODY_BYTES: Final = 256 << 20
+
+Sink = Callable[[int, bytes, int], None]
+"""Takes the status, body bytes, and the time in nanoseconds at which they arrived.
+
+An AdapterError that it raises ends the exchange, and `Exchange.ended` raises it.
+"""
+Dial = Callable[[], Awaitable[socket.socket]]
+"""Gives a connected socket: over the loopback, or out of a jail."""
+
+
+def dial_port(port: int) -> Dial:
+    """Connections to 127.0.0.1:port."""
+
+    async def dial() -> socket.socket:
+        connection: socket.socket | None = None
+        try:
+            connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().sock_connect(connection, (LOOPBACK, port))
+            peer = connection.getpeername()
+            if peer[0] != LOOPBACK:
+                raise NotLoopback(f"the peer of the connection is not {LOOPBACK}")
+            if peer == connection.getsockname():  # TCP may connect a free port to itself
+                raise ConnectFailed(f"nothing listens on {LOOPBACK}:{port}")
+        except OSError as error:
+            _close(connection)
+            raise ConnectFailed(
+                f"no connection to {LOOPBACK}:{port}: {error.strerror or type(error).__name__}"
+            ) from error
+        except BaseException:
+            _close(connection)
+            raise
+        return connection
+
+    return dial
+
+
+def _close(connection: socket.socket | None) -> None:
+    if connection is not None:
+        connection.close()
+
+
+def encode_request(
+    method: str, path: str, body: bytes = b"", kind: str = "application/json"
+) -> bytes:
+    """The bytes of a request that asks for the connection to end with the answer."""
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nConnection: close\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
+class Exchange(asyncio.Protocol):
+    """One request and its response. `status` is 0 until the head has come.
+
+    `ended` completes with True when the whole response came, with False when the connection ended
+    before; a response that is no HTTP, or beyond the limits, makes it raise ProtocolError.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_complete",
+        "_head_bytes",
+        "_paused",
+        "_parser",
+        "_request",
+        "_sink",
+        "_transport",
+        "ended",
+        "status",
+    )
+
+    def __init__(self, request: bytes, sink: Sink) -> None:
+        self._request = request
+        self._sink = sink
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._chunks: list[bytes] = []
+        self._head_bytes = 0
+        self._complete = False
+        self._paused = False
+        self.status = 0
+        self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"<Exchange status {self.status}{' closed' if self.ended.done() else ''}>"
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ_BYTES
+        self._transport.write(self._request)
+        self._request = b""
+
+    def data_received(self, data: bytes) -> None:
+        now_ns = monotonic_ns()
+        if self.ended.done():
+            return
+        try:
+            if not self.status:
+                self._count_head(data)
+            self._feed(data)
+            self._hand_over(now_ns)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.fail(self._broken(now_ns))
+        except AdapterError as error:
+            self.fail(error)
+        if self._complete:
+            self._end(True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # A body without a length ends with its connection; llhttp has no hook for it, and Ollama
+        # sends none, so what has not been complete by now is an interruption.
+        self._end(False)
+
+    # httptools' side
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200 and not self._complete:
+            self.status = status
+
+    def on_body(self, body: bytes) -> None:
+        if not self._complete:  # what follows a whole response is nobody's
+            self._chunks.append(body)
+
+    def on_message_complete(self) -> None:
+        if self.status:  # otherwise it was an interim response, such as 100
+            self._complete = True
+
+    # ours
+
+    def pause(self) -> None:
+        """Read no more until `resume`: the kernel's buffers fill, and the daemon waits."""
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    def close(self) -> None:
+        """Drop the connection at once. Idempotent."""
+        self._end(False)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            if not self._complete:
+                raise
+
+    def _count_head(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES and b"\r\n\r\n" not in data[:MAX_HEAD_BYTES]:
+            raise ProtocolError(f"the daemon sent over {MAX_HEAD_BYTES >> 10} KiB of headers")
+
+    def _hand_over(self, now_ns: int) -> None:
+        chunks = self._chunks
+        if chunks:
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks.clear()
+            self._sink(self.status, body, now_ns)
+
+    def _broken(self, now_ns: int) -> AdapterError:
+        """The body before broken framing is delivered, and the first fault told, however it was cut."""
+        try:
+            self._hand_over(now_ns)
+        except AdapterError as error:
+            return error
+        return _not_http()
+
+    def fail(self, error: AdapterError) -> None:
+        """End the exchange with `error`, which `ended` raises."""
+        if not self.ended.done():
+            self.ended.set_exception(error)
+            self.ended.exception()  # whoever awaits it is told; nobody need
+        self._drop()
+
+    def _end(self, complete: bool) -> None:
+        if not self.ended.done():
+            self.ended.set_result(complete)
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _not_http() -> ProtocolError:
+    return ProtocolError(
+        "the answer is not HTTP", hint="something else listens on the daemon's port"
+    )
+
+
+async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float) -> Exchange:
+    """Connect and send `request`. Raises ConnectFailed, ReadTimeout. Cancelling closes the socket."""
+    try:
+        async with asyncio.timeout(connect_s):
+            connection = await dial()
+    except TimeoutError as error:
+        raise ReadTimeout(f"no connection to the daemon within {connect_s:g} s") from error
+    exchange = Exchange(request, sink)
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: exchange, sock=connection)
+    except BaseException:
+        exchange.close()  # first: a transport that has bytes to write would wait for a closed socket
+        connection.close()
+        raise
+    return exchange
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole response."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+
+async def fetch(
+    dial: Dial, request: bytes, *, connect_s: float, answer_s: float | None
+) -> Response:
+    """One request, its whole answer. Raises TransportError. Cancelling closes the connection."""
+    body = bytearray()
+
+    def collect(_status: int, data: bytes, _now_ns: int) -> None:
+        body.extend(data)
+        if len(body) > MAX_BODY_BYTES:
+            raise ProtocolError(f"the daemon sent an answer of over {MAX_BODY_BYTES >> 20} MiB")
+
+    exchange = await open_exchange(dial, request, collect, connect_s)
+    try:
+        async with asyncio.timeout(answer_s):
+            complete = await exchange.ended
+    except TimeoutError as error:
+        raise ReadTimeout(f"no answer from the daemon within {answer_s:g} s") from error
+    finally:
+        exchange.close()
+    if not complete:
+        raise ConnectionLost("the daemon closed the connection in the middle of its answer")
+    return Response(exchange.status, bytes(body))
+
+
+def find_free_port() -> int:
+    """A loopback port that nobody holds at this moment."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind((LOOPBACK, 0))
+        return cast(int, probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""What stands between a spawned daemon and the rest of the machine."""

@@ -1,0 +1,185 @@
+"""The keeper: one small process per spawned daemon, so that no daemon outlives its application.
+
+Run as a script with `-I -S`: it knows the standard library only. It leads the process group of the
+daemon and of everything that one starts, drains the daemon's output into a bounded ring in memory, and
+speaks with the application over a socket, a line of JSON per message. When that socket closes, or the
+application's process ends, however it ended, the keeper kills the group and itself.
+
+In:  {"argv", "env", "cwd", "parent"} once, then {"do": "stop", "grace_s"} or {"do": "tail"}
+Out: {"event": "spawned", "pid"} or {"event": "failed", "reason"}; {"event": "tail", "tail"};
+     {"event": "exited", "returncode", "tail"} as the last line
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+RING_BYTES = 64 << 10
+READ_BYTES = 64 << 10
+LINGER_S = 1.0  # for the application to read our last line; it kills us as soon as it has
+
+
+class Keeper:
+    """The loop that waits for the daemon, the application and the clock."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._ring = bytearray()
+        self._deadline: float | None = None
+        self._inbox = b""
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Spawn what the first line asks for, then keep it until it ends or nobody needs it."""
+        wake = self._catch_signals()
+        spec = self._read_spec()
+        if spec is None or not self._spawn(spec):
+            return
+        self._selector.register(self._control, selectors.EVENT_READ, self._on_control)
+        self._selector.register(wake, selectors.EVENT_READ, lambda: wake.recv(READ_BYTES))
+        self._watch_parent(int(spec["parent"]))
+        while self._daemon is not None and self._daemon.poll() is None:
+            for key, _ in self._selector.select(self._timeout()):
+                key.data()
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                self._daemon.kill()
+                self._deadline = None
+        self._report_exit()
+
+    def _catch_signals(self) -> socket.socket:
+        """The group's signals are for the daemon: handlers, since an ignored signal would be inherited."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the application's mask is not for us
+        wake, wakened = socket.socketpair()
+        wake.setblocking(False)
+        wakened.setblocking(False)
+        signal.set_wakeup_fd(wakened.fileno(), warn_on_full_buffer=False)
+        self._wakened = wakened
+        for each in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(each, lambda *_: None)
+        return wake
+
+    def _read_spec(self) -> dict[str, Any] | None:
+        while b"\n" not in self._inbox:
+            data = self._control.recv(READ_BYTES)
+            if not data:
+                return None
+            self._inbox += data
+        line, _, self._inbox = self._inbox.partition(b"\n")
+        spec: dict[str, Any] = json.loads(line)
+        return spec
+
+    def _spawn(self, spec: dict[str, Any]) -> bool:
+        try:
+            self._daemon = subprocess.Popen(
+                spec["argv"],
+                env=spec["env"],
+                cwd=spec["cwd"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except OSError as error:
+            self._send({"event": "failed", "reason": error.strerror or "it cannot be started"})
+            return False
+        output = self._daemon.stdout
+        assert output is not None
+        os.set_blocking(output.fileno(), False)
+        self._selector.register(output, selectors.EVENT_READ, self._drain)
+        self._send({"event": "spawned", "pid": self._daemon.pid})
+        return True
+
+    def _watch_parent(self, parent: int) -> None:
+        """A forked worker of the application may hold its socket open: watch the process too."""
+        if os.getppid() != parent:
+            self._leave()
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._selector.register(os.pidfd_open(parent), selectors.EVENT_READ, self._leave)
+            except OSError:
+                pass
+
+    def _timeout(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _on_control(self) -> None:
+        data = self._control.recv(READ_BYTES)
+        if not data:
+            self._leave()
+        *lines, self._inbox = (self._inbox + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if message["do"] == "stop":
+                self._stop(time.monotonic() + float(message["grace_s"]))
+            elif message["do"] == "tail":
+                self._send({"event": "tail", "tail": self._tail()})
+
+    def _stop(self, deadline: float) -> None:
+        """Asked again, the daemon is not interrupted while it cleans up; the shorter grace holds."""
+        if self._deadline is None:
+            os.killpg(0, signal.SIGTERM)
+        self._deadline = min(deadline, self._deadline or deadline)
+
+    def _drain(self) -> None:
+        assert self._daemon is not None and self._daemon.stdout is not None
+        try:
+            data = os.read(self._daemon.stdout.fileno(), READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._selector.unregister(self._daemon.stdout)
+        self._ring += data
+        del self._ring[:-RING_BYTES]
+
+    def _tail(self) -> str:
+        return self._ring.decode("utf-8", "replace")
+
+    def _report_exit(self) -> None:
+        assert self._daemon is not None and self._daemon.stdout is not None
+        if self._daemon.stdout in self._selector.get_map():
+            self._drain()
+        code = self._daemon.returncode
+        self._send({"event": "exited", "returncode": code, "tail": self._tail()})
+        self._linger()
+
+    def _linger(self) -> None:
+        """Were we gone when it sends an order, the application would get an error and not our line."""
+        self._control.settimeout(LINGER_S)
+        try:
+            self._control.shutdown(socket.SHUT_WR)
+            while self._control.recv(READ_BYTES):
+                pass
+        except OSError:
+            pass
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._control.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self._leave()
+
+    def _leave(self) -> None:
+        """End everything in the group, which is us and all that the daemon started."""
+        os.killpg(0, signal.SIGKILL)
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    keeper = Keeper(control)
+    try:
+        keeper.run()
+    finally:
+        # What the daemon left behind, its runners for example, goes with it.
+        os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

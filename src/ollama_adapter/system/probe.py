@@ -1,0 +1,40 @@
+"""One health request: who listens on a port, if it is Ollama."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from ollama_adapter.config import LOOPBACK
+from ollama_adapter.errors import ConnectFailed, NotOllama, ReadTimeout, TransportError
+from ollama_adapter.system.http import dial_port, encode_request, fetch
+
+PROBE: Final = encode_request("GET", "/api/version")
+MAX_VERSION: Final = 64  # characters
+
+
+async def probe(port: int, limit_s: float) -> str:
+    """The version of the daemon on `port`: HTTP 200 and a version is the only yes.
+
+    Raises ConnectFailed when nobody listens, NotOllama when somebody else does, and ReadTimeout when
+    nobody answers: Ollama opens its port seconds before it does, while it looks for GPUs. Cancelling is
+    safe.
+    """
+    stranger = NotOllama(
+        f"what listens on {LOOPBACK}:{port} is not Ollama",
+        hint="stop that program, or set OLLAMA_HOST to another port",
+    )
+    try:
+        response = await fetch(dial_port(port), PROBE, connect_s=limit_s, answer_s=limit_s)
+        answer = msgspec.json.decode(response.body, type=dict[str, Any])
+    except (ConnectFailed, ReadTimeout):
+        raise
+    except TransportError as error:
+        raise stranger from error
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise stranger from None
+    version = answer.get("version")
+    if response.status != 200 or not isinstance(version, str):
+        raise stranger
+    return version[:MAX_VERSION]

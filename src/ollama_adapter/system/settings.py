@@ -1,0 +1,127 @@
+"""Where settings and files are found on this machine, when the application does not say.
+
+The one reader of the environment. A spawned daemon gets an environment made here from an allow-list:
+what it inherits, its runners inherit, and a stray variable gives those tools or takes a prompt away.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from ollama_adapter.config import Config, DaemonConfig
+from ollama_adapter.errors import ConfigError
+
+APPLICATION: Final = "ollama-adapter"
+PASSED_ON: Final = (
+    "CUDA_VISIBLE_DEVICES",
+    "GGML_VK_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "HIP_VISIBLE_DEVICES",
+    "HSA_OVERRIDE_GFX_VERSION",
+    "LANG",
+    "LD_LIBRARY_PATH",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPATH",
+    "PYTHONPYCACHEPREFIX",
+    "ROCR_VISIBLE_DEVICES",
+    "TMPDIR",
+    "OLLAMA_CONTEXT_LENGTH",
+    "OLLAMA_FLASH_ATTENTION",
+    "OLLAMA_GPU_OVERHEAD",
+    "OLLAMA_KV_CACHE_TYPE",
+    "OLLAMA_LOAD_TIMEOUT",
+    "OLLAMA_MAX_LOADED_MODELS",
+    "OLLAMA_MAX_QUEUE",
+    "OLLAMA_NUM_PARALLEL",
+)
+
+log = logging.getLogger("ollama_adapter")
+
+
+def settings_file() -> Path:
+    """Where the user's settings are read from, if it exists."""
+    given = os.environ.get("OLLAMA_ADAPTER_CONFIG", "")
+    return Path(given) if given else platformdirs.user_config_path(APPLICATION) / "config.toml"
+
+
+def load_config() -> Config:
+    """The user's settings: file, then environment. Raises ConfigError."""
+    path = settings_file()
+    try:
+        toml = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        if "OLLAMA_ADAPTER_CONFIG" in os.environ:
+            raise ConfigError(
+                f"there is no settings file {path}", hint="OLLAMA_ADAPTER_CONFIG names it"
+            ) from error
+        toml = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the settings file {path} cannot be read: {error}") from error
+    environment = {k: v for k, v in os.environ.items() if k != "OLLAMA_ADAPTER_CONFIG"}
+    host = environment.get("OLLAMA_HOST", "")
+    config = Config.parse(toml, environment)
+    if "0.0.0.0" in host or "::" in host:  # where Ollama would listen on every interface
+        log.warning("OLLAMA_HOST is an address for every interface; 127.0.0.1 is used")
+    return config
+
+
+def models_dir(config: DaemonConfig) -> Path:
+    """The model store: the one configured, else Ollama's own if there is one, else ours."""
+    if config.models_dir:
+        try:
+            return Path(config.models_dir).expanduser().absolute()
+        except RuntimeError as error:  # of ~nosuchuser
+            raise ConfigError(f"the directory {config.models_dir} is nobody's home") from error
+    ollamas = Path("~/.ollama/models").expanduser()
+    return ollamas if ollamas.is_dir() else platformdirs.user_data_path(APPLICATION) / "models"
+
+
+def find_ollama(config: DaemonConfig) -> str | None:
+    """The absolute path of the `ollama` program; None when there is none, ConfigError when one is named."""
+    found = shutil.which(config.ollama_path or "ollama")
+    if config.ollama_path and not found:
+        raise ConfigError(
+            f"there is no program {config.ollama_path}", hint="set daemon.ollama_path, or unset it"
+        )
+    return os.path.realpath(found) if found else None
+
+
+def has_embedded_engine() -> bool:
+    """The packages of the extra [embedded] are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("xllamacpp", "uvicorn"))
+
+
+def embedded_command() -> list[str]:
+    return [sys.executable, "-P", "-m", "ollama_adapter.embedded"]
+
+
+def daemon_environment(port: int, store: Path, keep_alive: str) -> dict[str, str]:
+    """The whole environment of a spawned daemon: 127.0.0.1, no cloud, a home of its own."""
+    home = platformdirs.user_state_path(APPLICATION) / "home"
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the directory {error.filename} cannot be made: {error.strerror}",
+            hint="set OLLAMA_MODELS, or XDG_STATE_HOME, to a directory that you may write",
+        ) from error
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return passed_on | {
+        "HOME": str(home),
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_KEEP_ALIVE": keep_alive,
+        "OLLAMA_MODELS": str(store),
+        "OLLAMA_NO_CLOUD": "1",
+        "OLLAMA_NOPRUNE": "1",
+        "OLLAMA_REMOTES": "",
+    }

@@ -1,0 +1,165 @@
+"""`models`, `ps`, `rm` and `status` on a scripted daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ollama_adapter.testing import Piece, ScriptedDaemon, ScriptedRequest, json_response, response
+from tests.cli.command import Machine
+
+pytestmark = pytest.mark.anyio
+
+TAGS: dict[str, Any] = {
+    "models": [
+        {
+            "name": "llama3.2:1b",
+            "size": 1_321_098_329,
+            "modified_at": "2026-03-01T10:00:00.123456789Z",
+            "details": {"parameter_size": "1.2B", "quantization_level": "Q8_0", "family": "llama"},
+        },
+        {"name": "odd\x1b[2J", "size": "?", "details": None, "modified_at": 7},
+        {"name": "tinydoc:latest", "size": 1_129_632},
+    ]
+}
+PS: dict[str, Any] = {
+    "models": [
+        {
+            "name": "llama3.2:1b",
+            "size": 2_000_000_000,
+            "size_vram": 500_000_000,
+            "context_length": 4096,
+            "expires_at": "2318-01-01T00:00:00Z",
+        },
+    ]
+}
+
+
+def housekeeping(request: ScriptedRequest) -> list[Piece]:
+    if request.path == "/api/tags":
+        return [json_response(TAGS)]
+    if request.json()["model"] == "gone":
+        return [json_response({"error": "model 'gone' not found"}, 404)]
+    return [response(b"")]
+
+
+async def test_models(machine: Machine) -> None:
+    async with ScriptedDaemon(housekeeping) as daemon:
+        machine.port = daemon.port
+        done = await machine.run("models")
+    heading, *rows = done.out.splitlines()
+    assert heading.split()[:3] == ["NAME", "SIZE", "PARAMETERS"]
+    assert rows[0].split() == [
+        "llama3.2:1b",
+        "1.3",
+        "GB",
+        "1.2B",
+        "Q8_0",
+        "llama",
+        "2026-03-01",
+        "10:00",
+    ]
+    assert "odd␛[2J" in rows[1] and "\x1b" not in done.out
+    assert "knows nothing" in done.err
+
+
+async def test_models_as_json(machine: Machine) -> None:
+    async with ScriptedDaemon(housekeeping) as daemon:
+        machine.port = daemon.port
+        done = await machine.run("models", "--json")
+    assert done.lines == TAGS["models"] and done.err == ""
+
+
+async def test_ps(machine: Machine) -> None:
+    async with ScriptedDaemon(housekeeping) as daemon:
+        machine.port, daemon.resident = daemon.port, PS["models"]
+        done = await machine.run("ps")
+        lines = (await machine.run("ps", "--json")).lines
+    assert done.out.splitlines()[1].split()[:6] == ["llama3.2:1b", "2.0", "GB", "25", "%", "4096"]
+    assert lines == PS["models"]
+
+
+async def test_ps_starts_nothing(machine: Machine) -> None:
+    async with ScriptedDaemon(housekeeping) as daemon:
+        machine.port = daemon.port
+    done = await machine.run("ps")
+    assert (done.code, done.out) == (0, "")
+    assert "no model is in memory: nothing listens" in done.err
+
+
+async def test_rm(machine: Machine) -> None:
+    async with ScriptedDaemon(housekeeping) as daemon:
+        machine.port = daemon.port
+        done = await machine.run("rm", "a", "gone", "b")
+    assert done.out == "removed a\nremoved b\n"
+    assert done.code == 1 and "there is no model gone" in done.err
+    assert [each.method for each in daemon.requests if each.path == "/api/delete"] == ["DELETE"] * 3
+
+
+async def test_status_of_a_daemon_that_runs(machine: Machine) -> None:
+    async with ScriptedDaemon(housekeeping, version="0.5.0") as daemon:
+        machine.port = daemon.port
+        done = await machine.run("status")
+        (line,) = (await machine.run("status", "--json")).lines
+    assert done.code == 0
+    for words in (
+        "adopted, ready",
+        f"127.0.0.1:{daemon.port}",
+        "0.5.0",
+        "not sandboxed",
+        "too old for",
+    ):
+        assert words in done.out
+    assert (line["ready"], line["origin"], line["plan"]) == (
+        True,
+        "adopted",
+        "use the daemon that runs",
+    )
+    assert line["models_dir"] == str(machine.home / ".local/share/ollama-adapter/models")
+
+
+async def test_status_without_any_daemon(machine: Machine) -> None:
+    async with ScriptedDaemon(housekeeping) as daemon:
+        machine.port = daemon.port
+    done = await machine.run("status")
+    assert done.code == 1
+    assert "none runs" in done.out and "install" in done.out
+    (line,) = (await machine.run("status", "--json")).lines
+    assert (line["ready"], line["plan"]) == (False, "")
+
+
+async def test_status_starts_nothing_and_says_what_would_be(machine: Machine) -> None:
+    machine.environment["OLLAMA_ADAPTER_DAEMON_MODE"] = "embedded"
+    done = await machine.run("status")
+    assert done.code == 0
+    assert "none runs" in done.out and "would start the embedded daemon" in done.out
+
+
+async def test_status_of_a_stranger_on_the_port(machine: Machine) -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-nothing\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        machine.port = server.sockets[0].getsockname()[1]
+        done = await machine.run("status")
+    assert done.code == 1 and "is not Ollama" in done.out
+
+
+async def test_every_command_has_help_with_examples(machine: Machine) -> None:
+    top = await machine.run("--help")
+    assert top.code == 0
+    names = ["run", "status", "models", "ps", "import", "rm", "embed"]
+    for name in names:
+        assert f"\n  {name} " in top.out
+        done = await machine.run(name, "--help")
+        assert done.code == 0
+        assert f"Examples:\n    ollama-adapter {name}" in done.out
+        assert "--json" in done.out
+
+
+async def test_the_version(machine: Machine) -> None:
+    done = await machine.run("--version")
+    assert done.code == 0 and done.out.startswith("ollama-adapter ")

@@ -1,0 +1,89 @@
+"""What every test gets: asyncio in debug mode, one hypothesis profile, and nothing left behind.
+
+A test may use what a fixture started before it. What it starts itself, it must end: a task or a child
+process that outlives it fails it. Sockets and files left open fail it too, as ResourceWarnings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import inspect
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, settings
+
+GRACE_S = 5.0
+"""How long what is on its way out may take; nothing waits this long unless something is left behind."""
+
+# The same examples everywhere and every time: a failure is a fault of the change, never of the day.
+settings.register_profile("test", derandomize=True, deadline=None, max_examples=100)
+settings.register_profile(
+    "soak", deadline=None, max_examples=10_000, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="full counts instead of a hundredth")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("soak" if config.getoption("--soak") else "test")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"debug": True}
+
+
+@pytest.fixture(scope="session")
+def scaled(pytestconfig: pytest.Config) -> Callable[[int], int]:
+    """A full count, as an issue names it, to what this run does of it."""
+    soak = bool(pytestconfig.getoption("--soak"))
+    return lambda full: full if soak else max(1, full // 100)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """Fails an asynchronous test that leaves tasks behind."""
+    function = pyfuncitem.obj
+    if inspect.iscoroutinefunction(function) and not hasattr(function, "hypothesis"):
+        pyfuncitem.obj = _without_leftover_tasks(function)
+    return (yield)
+
+
+def _without_leftover_tasks(function: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(function)
+    async def guarded(*args: object, **kwargs: object) -> None:
+        before = asyncio.all_tasks()
+        await function(*args, **kwargs)  # type: ignore[misc]
+        if left := asyncio.all_tasks() - before:
+            _, left = await asyncio.wait(left, timeout=GRACE_S)
+        assert not left, f"the test leaves tasks behind: {left}"
+
+    return guarded
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves children behind, and lets what it forgot to close say so now."""
+    if "core" in request.path.relative_to(request.config.rootpath).parts:
+        yield  # nothing is ever started there
+        return
+    before = set(psutil.Process().children())
+    yield
+    gc.collect()
+    left = [each for each in psutil.Process().children() if each not in before]
+    _, left = psutil.wait_procs(left, timeout=GRACE_S) if left else ([], [])
+    left = [each for each in left if not _is_a_helper_of_multiprocessing(each)]
+    assert not left, f"the test leaves processes behind: {left}"
+
+
+def _is_a_helper_of_multiprocessing(process: psutil.Process) -> bool:
+    try:
+        return "multiprocessing" in " ".join(process.cmdline())
+    except psutil.Error:
+        return True  # gone, or not ours to look at

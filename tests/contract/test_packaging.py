@@ -1,0 +1,108 @@
+"""What a user installs: the archives hold what they must and nothing else, and importing costs nothing."""
+
+from __future__ import annotations
+
+import email
+import email.message
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ["typer", "rich", "uvicorn", "xllamacpp", "psutil", "multiprocessing"]
+TINYDOC = "ollama_adapter/embedded/tinydoc"
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source archive, and the wheel made from it."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (source,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return source, wheel
+
+
+@pytest.fixture(scope="module")
+def names(archives: tuple[Path, Path]) -> set[str]:
+    with zipfile.ZipFile(archives[1]) as wheel:
+        return set(wheel.namelist())
+
+
+@pytest.fixture(scope="module")
+def metadata(archives: tuple[Path, Path]) -> email.message.Message:
+    with zipfile.ZipFile(archives[1]) as wheel:
+        (name,) = (each for each in wheel.namelist() if each.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(wheel.read(name))
+
+
+def test_the_wheel_is_pure_and_small(archives: tuple[Path, Path]) -> None:
+    assert archives[1].name.endswith("-py3-none-any.whl")
+    assert archives[1].stat().st_size < 4 << 20
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(names: set[str]) -> None:
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"ollama_adapter"}
+    strange = ("test", "conftest", "cache", ".pyc", "/.")
+    assert [name for name in names if any(word in name.lower() for word in strange)] == [
+        name for name in names if name == "ollama_adapter/testing.py"
+    ]
+
+
+def test_the_wheel_holds_every_file_of_the_source(names: set[str]) -> None:
+    package = ROOT / "src" / "ollama_adapter"
+    source = {f"ollama_adapter/{each.relative_to(package)}" for each in package.rglob("*.py")}
+    assert source <= names
+    assert "ollama_adapter/py.typed" in names
+
+
+def test_the_wheel_holds_the_licences(names: set[str]) -> None:
+    licences = {name.partition("/licenses/")[2] for name in names if "/licenses/" in name}
+    assert licences == {"LICENSE", f"src/{TINYDOC}/NOTICE"}
+
+
+def test_the_wheel_holds_the_model_as_it_is(archives: tuple[Path, Path], names: set[str]) -> None:
+    model = ROOT / "src" / TINYDOC / "tinydoc.gguf"
+    with zipfile.ZipFile(archives[1]) as wheel:
+        assert wheel.read(f"{TINYDOC}/tinydoc.gguf") == model.read_bytes()
+
+
+def test_the_metadata(metadata: email.message.Message) -> None:
+    assert metadata["Name"] == "ollama-adapter"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "MIT"
+    assert {"cli", "embedded", "all", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+
+
+def test_a_plain_install_needs_four_packages(metadata: email.message.Message) -> None:
+    every = metadata.get_all("Requires-Dist", [])
+    plain = {each.split(">")[0] for each in every if "extra ==" not in each}
+    assert plain == {"httptools", "msgspec", "platformdirs", "psutil"}
+
+
+def test_the_command(archives: tuple[Path, Path], names: set[str]) -> None:
+    (name,) = (each for each in names if each.endswith(".dist-info/entry_points.txt"))
+    with zipfile.ZipFile(archives[1]) as wheel:
+        lines = wheel.read(name).decode().splitlines()
+    assert lines == ["[console_scripts]", "ollama-adapter = ollama_adapter.__main__:main"]
+
+
+def test_the_source_archive_can_be_built_again(archives: tuple[Path, Path]) -> None:
+    with tarfile.open(archives[0]) as source:
+        held = {name.partition("/")[2] for name in source.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "src/ollama_adapter/__init__.py"} <= held
+    extra = {name.partition("/")[0] for name in held} - {"src", "PKG-INFO", ".gitignore", ""}
+    assert extra == {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+
+
+def test_importing_the_package_does_no_work() -> None:
+    script = f"import ollama_adapter, sys; print([n for n in {HEAVY!r} if n in sys.modules])"
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,69 @@
+"""An adapter on a scripted daemon, for the tests of the services."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from anyio.lowlevel import checkpoint
+
+from ollama_adapter import (
+    Config,
+    DaemonConfig,
+    DaemonMode,
+    OllamaAdapter,
+    StreamConfig,
+    TokenEvent,
+    TokenStream,
+)
+from ollama_adapter.testing import Script, ScriptedDaemon, ScriptedRequest, answer, stream
+
+WATCHDOG_S = 20.0
+
+
+def saying(*words: str, **last: object) -> Script:
+    """A daemon that answers every prompt with these words."""
+    return lambda _: [stream(answer(words, **last))]
+
+
+def sending(*pieces: bytes) -> Script:
+    """A daemon that answers every prompt with these bytes."""
+
+    def script(_: ScriptedRequest) -> Iterable[bytes]:
+        return pieces
+
+    return script
+
+
+def config_for(daemon: ScriptedDaemon, stream: StreamConfig | None = None) -> Config:
+    return Config(
+        daemon=DaemonConfig(port=daemon.port, mode=DaemonMode.ADOPT),
+        stream=stream or StreamConfig(),
+    )
+
+
+@asynccontextmanager
+async def served(
+    script: Script, stream: StreamConfig | None = None, version: str = "0.32.15"
+) -> AsyncIterator[tuple[OllamaAdapter, ScriptedDaemon]]:
+    async with (
+        ScriptedDaemon(script, version=version) as daemon,
+        OllamaAdapter(config_for(daemon, stream)) as adapter,
+    ):
+        yield adapter, daemon
+
+
+async def collect(stream: TokenStream) -> list[TokenEvent]:
+    return [event async for event in stream]
+
+
+def text_of(events: Iterable[TokenEvent]) -> str:
+    return "".join(each.token for each in events)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until `condition` holds; the watchdog is generous."""
+    async with asyncio.timeout(WATCHDOG_S):
+        while not condition():
+            await checkpoint()

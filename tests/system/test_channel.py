@@ -1,0 +1,253 @@
+"""The two ways from a writer to a reader: lossless with pressure, and lossy without."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_adapter.system.channel import Channel, Latest
+
+pytestmark = pytest.mark.anyio
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 30)),
+        st.tuples(st.just("flush"), st.just(0)),
+        st.tuples(st.just("get"), st.just(0)),
+        st.tuples(st.sampled_from(["discard", "end", "get", "get"]), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(st.integers(1, 6), st.integers(1, 50), operations)
+def test_items_come_out_in_order_and_pressure_is_told_in_pairs(
+    max_items: int, max_bytes: int, script: list[tuple[str, int]]
+) -> None:
+    channel: Channel[int] = Channel(max_items, max_bytes)
+    model: deque[tuple[int, int]] = deque()
+    told: list[str] = []
+    channel.on_full = lambda: told.append("full")
+    channel.on_drained = lambda: told.append("drained")
+    for number, (what, size) in enumerate(script, start=1):
+        if what == "put":
+            channel.put(number, size)
+            model.append((number, size))
+        elif what == "flush":
+            channel.flush()
+        elif what == "end":
+            channel.end()
+        elif what == "discard":
+            channel.discard()
+            model.clear()
+        else:
+            assert channel.get_nowait() == (model.popleft()[0] if model else None)
+        held = sum(each for _, each in model)
+        over = len(model) >= max_items or held >= max_bytes
+        low = len(model) * 2 <= max_items and held * 2 <= max_bytes
+        assert len(channel) == len(model)
+        assert told == ["full", "drained"] * (len(told) // 2) + ["full"] * (len(told) % 2)
+        assert channel.full is (len(told) % 2 == 1)
+        if what in ("flush", "end"):
+            assert channel.full or not over, "the writer was not told to wait"
+        if what in ("get", "discard"):
+            assert not (channel.full and low), "the writer was left waiting"
+
+
+@pytest.mark.parametrize(("max_items", "max_bytes", "size"), [(8, 1 << 20, 1), (1 << 20, 64, 8)])
+async def test_a_writer_that_heeds_the_pressure_is_bounded_and_loses_nothing(
+    max_items: int, max_bytes: int, size: int
+) -> None:
+    channel: Channel[int] = Channel(max_items, max_bytes)
+    free = asyncio.Event()
+    free.set()
+    channel.on_full = free.clear
+    channel.on_drained = free.set
+    high = 0
+
+    async def write() -> None:
+        nonlocal high
+        for number in range(1, 501):
+            await free.wait()
+            channel.put(number, size)
+            channel.flush()
+            high = max(high, len(channel))
+        channel.end()
+
+    async with asyncio.TaskGroup() as group:
+        _ = group.create_task(write())
+        got = [item async for item in items_of(channel)]
+    assert got == list(range(1, 501))
+    assert high <= 8
+
+
+async def items_of(channel: Channel[int]):  # type: ignore[no-untyped-def]
+    while (item := await channel.get()) is not None:
+        yield item
+
+
+async def test_no_item_is_lost_or_doubled_however_readers_are_cancelled() -> None:
+    for seed in range(30):
+        assert await play(random.Random(seed)) == list(range(1, 41)), f"seed {seed}"
+
+
+async def play(chance: random.Random) -> list[int]:
+    """Forty items through a channel whose reader is cancelled again and again."""
+    channel: Channel[int] = Channel(4, 1 << 20)
+    got: list[int] = []
+    written = 0
+    while len(got) < 40:
+        reader = asyncio.create_task(channel.get())
+        for _ in range(chance.randrange(4)):
+            action = chance.randrange(4)
+            if action == 0 and written < 40:
+                written += 1
+                channel.put(written, 1)
+                channel.flush()
+            elif action == 1:
+                reader.cancel()
+            else:
+                await checkpoint()
+        if written == 40 and len(channel) and chance.random() < 0.5:
+            await asyncio.wait([reader])
+        reader.cancel()
+        await asyncio.wait([reader])
+        if not reader.cancelled():
+            item = reader.result()
+            assert item is not None
+            got.append(item)
+    assert channel.get_nowait() is None
+    return got
+
+
+async def test_what_was_put_before_the_end_comes_before_the_end() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    channel.put("a", 1)
+    channel.put("b", 1)
+    channel.end(ValueError("why"))
+    assert [await channel.get(), await channel.get()] == ["a", "b"]
+    with pytest.raises(ValueError, match="why"):
+        await channel.get()
+    assert await channel.get() is None, "the error was raised twice"
+    assert await channel.get() is None
+
+
+async def test_the_first_end_counts() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    channel.end()
+    channel.end(ValueError("late"))
+    assert await channel.get() is None
+
+
+async def test_a_waiting_reader_is_told_of_items_and_of_the_end() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    reader = asyncio.create_task(channel.get())
+    await checkpoint()
+    channel.put("a", 1)
+    channel.flush()
+    assert await reader == "a"
+    reader = asyncio.create_task(channel.get())
+    await checkpoint()
+    channel.end()
+    assert await reader is None
+
+
+async def test_discarding_frees_a_writer_that_was_told_to_wait() -> None:
+    channel: Channel[str] = Channel(2, 1 << 20)
+    told: list[str] = []
+    channel.on_full = lambda: told.append("full")
+    channel.on_drained = lambda: told.append("drained")
+    for each in "abc":
+        channel.put(each, 1)
+    channel.flush()
+    channel.discard()
+    assert told == ["full", "drained"]
+    channel.discard()
+    assert told == ["full", "drained"]
+
+
+async def test_a_second_reader_is_refused_and_the_first_goes_on() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    latest: Latest[str] = Latest()
+    for source in (channel, latest):
+        reader = asyncio.create_task(source.get())
+        await checkpoint()
+        with pytest.raises(RuntimeError, match="already being read"):
+            await source.get()
+        if isinstance(source, Channel):
+            source.put("a", 1)
+            source.flush()
+        else:
+            source.put("a")
+        assert await reader == "a"
+
+
+async def test_an_item_larger_than_the_limit_passes() -> None:
+    channel: Channel[str] = Channel(8, 10)
+    told: list[str] = []
+    channel.on_full = lambda: told.append("full")
+    channel.on_drained = lambda: told.append("drained")
+    channel.put("huge", 1000)
+    channel.flush()
+    assert await channel.get() == "huge"
+    assert told == ["full", "drained"]
+
+
+# Latest
+
+
+@given(st.lists(st.sampled_from(["put", "get"]), max_size=40))
+def test_the_reader_gets_the_newest_and_the_number_of_those_it_missed(script: list[str]) -> None:
+    async def play() -> None:
+        latest: Latest[int] = Latest()
+        got, put = 0, 0
+        for what in script:
+            if what == "put":
+                put += 1
+                latest.put(put)
+            elif put > got + latest.skipped:
+                assert await latest.get() == put
+                got += 1
+        assert put - got - latest.skipped in (0, 1)
+
+    asyncio.run(play())
+
+
+async def test_the_last_item_is_handed_out_before_the_end() -> None:
+    latest: Latest[str] = Latest()
+    latest.put("a")
+    latest.put("b")
+    latest.end()
+    assert await latest.get() == "b"
+    assert await latest.get() is None
+    assert latest.skipped == 1
+
+
+@pytest.mark.parametrize("first", ["put", "cancel"])
+async def test_cancelling_a_reader_of_the_latest_loses_nothing(first: str) -> None:
+    latest: Latest[str] = Latest()
+    reader = asyncio.create_task(latest.get())
+    await checkpoint()
+    if first == "put":
+        latest.put("a")
+        reader.cancel()
+    else:
+        reader.cancel()
+        latest.put("a")
+    await asyncio.wait([reader])
+    assert reader.cancelled()
+    assert await latest.get() == "a"
+
+
+async def test_a_waiting_reader_of_the_latest_hears_the_end() -> None:
+    latest: Latest[str] = Latest()
+    reader = asyncio.create_task(latest.get())
+    await checkpoint()
+    latest.end()
+    assert await reader is None

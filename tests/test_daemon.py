@@ -1,0 +1,297 @@
+"""Adopt, spawn, stop: with real processes, and a program that plays `ollama serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from anyio.lowlevel import checkpoint
+
+from ollama_adapter.config import DaemonConfig, DaemonMode
+from ollama_adapter.core.lifecycle import DaemonState
+from ollama_adapter.daemon import OllamaDaemon
+from ollama_adapter.errors import (
+    DaemonExited,
+    DaemonNotFound,
+    DaemonStartTimeout,
+    NotOllama,
+)
+from ollama_adapter.system.clock import SystemClock
+from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.scope import TaskScope
+from ollama_adapter.testing import ScriptedDaemon, response
+from tests.serving import WATCHDOG_S, until
+
+pytestmark = pytest.mark.anyio
+
+FAKE = Path(__file__).parent / "fake_ollama.py"
+
+
+class Installed:
+    """The program, installed into a directory of its own."""
+
+    def __init__(self, directory: Path, *behaviour: str) -> None:
+        self._directory = directory
+        self.path = directory / "ollama"
+        source = FAKE.read_text("utf-8").splitlines(keepends=True)[1:]
+        self.path.write_text(f"#!{sys.executable}\n" + "".join(source), "utf-8")
+        self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
+        (directory / "behaviour").write_text(" ".join(behaviour))
+
+    def read(self, name: str) -> str:
+        return (self._directory / name).read_text()
+
+    @property
+    def pids(self) -> list[int]:
+        return [int(each) for each in self.read("starts").split()]
+
+    def config(self, **settings: object) -> DaemonConfig:
+        defaults: dict[str, object] = {"mode": DaemonMode.OLLAMA, "ollama_path": str(self.path)}
+        return DaemonConfig(**(defaults | settings))  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    return directory
+
+
+@asynccontextmanager
+async def supervising(config: DaemonConfig) -> AsyncIterator[OllamaDaemon]:
+    scope = TaskScope()
+    daemon = OllamaDaemon(config, scope, SystemClock())
+    try:
+        async with asyncio.timeout(WATCHDOG_S):
+            yield daemon
+    finally:
+        await daemon.stop()
+        await scope.aclose()
+
+
+async def until_gone(*pids: int) -> None:
+    left = [psutil.Process(each) for each in pids if psutil.pid_exists(each)]
+    _, left = psutil.wait_procs(left, timeout=WATCHDOG_S)
+    assert not left, f"still there: {left}"
+
+
+async def test_it_spawns_the_installed_ollama_on_a_free_port_and_stops_it(place: Path) -> None:
+    installed = Installed(place, "runner")
+    async with supervising(installed.config()) as daemon:
+        await daemon.ensure_running()
+        health = await daemon.health()
+        assert (health.ready, health.origin, health.version) == (True, "spawned", "0.32.15")
+        assert health.pid == installed.pids[0]
+        assert daemon.port != 11434
+    assert daemon.state is DaemonState.STOPPED
+    await until_gone(*installed.pids, int(installed.read("runner")))
+
+
+async def test_the_spawned_daemon_gets_an_environment_of_ours_only(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "LLAMA_ARG_TOOLS", "OLLAMA_DEBUG", "OLLAMA_API_KEY", "SECRET"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "2")
+    installed = Installed(place)
+    async with supervising(installed.config()) as daemon:
+        await daemon.ensure_running()
+        environment = json.loads(installed.read("environment"))
+    assert environment["OLLAMA_HOST"] == f"127.0.0.1:{daemon.port}"
+    assert environment["OLLAMA_NO_CLOUD"] == "1"
+    assert environment["OLLAMA_NOPRUNE"] == "1"
+    assert environment["OLLAMA_NUM_PARALLEL"] == "2"
+    assert environment["HOME"] != os.environ["HOME"]
+    strangers = {"HTTP_PROXY", "LLAMA_ARG_TOOLS", "OLLAMA_DEBUG", "OLLAMA_API_KEY", "SECRET"}
+    assert not strangers & set(environment)
+
+
+async def test_a_daemon_that_ignores_sigterm_is_killed(place: Path) -> None:
+    installed = Installed(place, "stubborn", "runner")
+    async with supervising(installed.config(stop_grace_s=0.2)) as daemon:
+        await daemon.ensure_running()
+    await until_gone(*installed.pids, int(installed.read("runner")))
+
+
+async def test_a_daemon_that_runs_is_adopted_and_never_stopped() -> None:
+    async with ScriptedDaemon(lambda _: []) as running:
+        async with supervising(DaemonConfig(port=running.port)) as daemon:
+            await daemon.ensure_running()
+            health = await daemon.health()
+            assert health.origin == "adopted"
+            assert health.sandbox == "adopted, not sandboxed"
+            assert health.pid is None
+        async with supervising(DaemonConfig(port=running.port)) as daemon:
+            await daemon.ensure_running()
+            assert daemon.state is DaemonState.READY
+
+
+async def test_nothing_to_adopt_says_how_to_get_a_daemon() -> None:
+    config = DaemonConfig(port=find_free_port(), mode=DaemonMode.ADOPT)
+    async with supervising(config) as daemon:
+        with pytest.raises(DaemonNotFound) as caught:
+            await daemon.ensure_running()
+        assert str(config.port) in str(caught.value)
+        assert "pip install" in caught.value.hint
+        assert daemon.state is DaemonState.FAILED
+
+
+@asynccontextmanager
+async def stranger(sent: bytes) -> AsyncIterator[int]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(sent)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(response(b"<html>", kind="text/html"), id="a web server"),
+        pytest.param(response(b'{"version": 3}'), id="another API"),
+        pytest.param(response(b'{"version": "1.0"}', 500), id="an error"),
+        pytest.param(b"220 ready\r\n", id="another protocol"),
+        pytest.param(b"", id="silence"),
+    ],
+)
+async def test_a_stranger_on_the_port_is_named_and_gets_no_prompt(sent: bytes) -> None:
+    async with stranger(sent) as port:
+        async with supervising(DaemonConfig(port=port, mode=DaemonMode.ADOPT)) as daemon:
+            with pytest.raises(NotOllama) as caught:
+                await daemon.ensure_running()
+            assert str(port) in str(caught.value)
+            assert "OLLAMA_HOST" in caught.value.hint
+
+
+async def test_with_a_stranger_on_the_port_one_is_spawned_on_another(place: Path) -> None:
+    installed = Installed(place)
+    async with stranger(response(b"{}")) as port:
+        config = installed.config(mode=DaemonMode.AUTO, port=port)
+        async with supervising(config) as daemon:
+            await daemon.ensure_running()
+            assert daemon.port != port
+            assert (await daemon.health()).origin == "spawned"
+
+
+async def test_a_daemon_that_fails_to_start_is_told_with_its_last_words(place: Path) -> None:
+    async with supervising(Installed(place, "fail").config()) as daemon:
+        with pytest.raises(DaemonExited, match="cannot work today") as caught:
+            await daemon.ensure_running()
+        assert caught.value.returncode == 1
+
+
+async def test_a_port_lost_to_another_program_is_replaced(place: Path) -> None:
+    installed = Installed(place, "port-taken-once")
+    async with supervising(installed.config()) as daemon:
+        await daemon.ensure_running()
+        assert len(installed.pids) == 2
+
+
+async def test_a_daemon_that_never_gets_ready_is_given_up_and_ended(place: Path) -> None:
+    installed = Installed(place, "deaf")
+    async with supervising(installed.config(start_timeout_s=1.0)) as daemon:
+        with pytest.raises(DaemonStartTimeout):
+            await daemon.ensure_running()
+        await until_gone(*installed.pids)
+
+
+async def test_a_daemon_that_takes_connections_before_it_answers_is_waited_for(place: Path) -> None:
+    installed = Installed(place, "slow")
+    async with supervising(installed.config(probe_timeout_s=0.2)) as daemon:
+        await daemon.ensure_running()
+        assert (place / "answered").exists()
+    assert len(installed.pids) == 1
+
+
+async def test_a_program_that_cannot_be_started_is_said_so(place: Path) -> None:
+    path = place / "ollama"
+    path.write_text("no program\n")
+    path.chmod(0o755)
+    config = DaemonConfig(mode=DaemonMode.OLLAMA, ollama_path=str(path))
+    async with supervising(config) as daemon:
+        with pytest.raises(DaemonNotFound, match="cannot be started"):
+            await daemon.ensure_running()
+
+
+async def test_many_callers_share_one_attempt(place: Path) -> None:
+    installed = Installed(place)
+    async with supervising(installed.config()) as daemon:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(20):
+                group.create_task(daemon.ensure_running())
+        await daemon.ensure_running()
+    assert len(installed.pids) == 1
+    assert daemon.starts == 1
+
+
+async def test_a_caller_that_gives_up_leaves_the_attempt_to_the_others(place: Path) -> None:
+    installed = Installed(place)
+    async with supervising(installed.config()) as daemon:
+        async with asyncio.TaskGroup() as group:
+            impatient = group.create_task(daemon.ensure_running())
+            patient = group.create_task(daemon.ensure_running())
+            await checkpoint()
+            impatient.cancel()
+        assert patient.done() and patient.exception() is None
+    assert len(installed.pids) == 1
+
+
+async def test_a_daemon_that_was_killed_is_noticed_and_replaced(place: Path) -> None:
+    installed = Installed(place, "runner")
+    async with supervising(installed.config()) as daemon:
+        await daemon.ensure_running()
+        runner = int(installed.read("runner"))
+        os.kill(installed.pids[0], signal.SIGKILL)
+        await until(lambda: daemon.state is DaemonState.STOPPED)
+        await until_gone(runner)
+        assert (await daemon.health()).ready is False
+        await daemon.ensure_running()
+        assert len(installed.pids) == 2
+        assert daemon.starts == 2
+
+
+async def test_closing_during_the_start_leaves_nothing(place: Path) -> None:
+    installed = Installed(place, "deaf")
+    scope = TaskScope()
+    daemon = OllamaDaemon(installed.config(), scope, SystemClock())
+    waiting = asyncio.get_running_loop().create_task(daemon.ensure_running())
+    await until((place / "starts").exists)
+    await daemon.stop()
+    await scope.aclose()
+    with pytest.raises((asyncio.CancelledError, DaemonExited, DaemonNotFound)):
+        await waiting
+    await until_gone(*installed.pids)
+
+
+async def test_the_embedded_daemon_serves_where_nothing_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert shutil.which("ollama") is None
+    async with supervising(DaemonConfig(port=find_free_port())) as daemon:
+        await daemon.ensure_running()
+        health = await daemon.health()
+        assert health.origin == "embedded"
+        assert health.version.endswith("-embedded")
+        assert health.missing == ()
