@@ -80,12 +80,14 @@ def test_otherwise_it_lies_in_the_users_cache(checkout: Path, unwritable: str) -
         (checkout / unwritable).chmod(0o755)
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="only root can give away")
-def test_root_leaves_the_environment_of_a_user_alone(checkout: Path) -> None:
-    (checkout / ".venv").mkdir()
-    os.chown(checkout / ".venv", 12345, 12345)
-    place = environment.locate(checkout, {"HOME": "/root"})
-    assert place.parent == Path("/root/.cache/ollama-adapter")
+def test_the_environment_of_another_user_is_left_alone(checkout: Path) -> None:
+    if AS_ROOT:
+        (checkout / ".venv").mkdir()
+        os.chown(checkout / ".venv", 12345, 12345)
+    else:
+        (checkout / ".venv").symlink_to("/etc")  # root's
+    place = environment.locate(checkout, {"HOME": "/home/me"})
+    assert place.parent == Path("/home/me/.cache/ollama-adapter")
 
 
 def test_without_home_the_user_database_knows_it() -> None:

@@ -140,9 +140,10 @@ class Runner:
             raise
 
     def kill(self) -> None:
-        """End it now; safe at any time."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        """End it now; safe at any time. (Process.kill would wait for it, and race with its watcher.)"""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         """End it and wait until it is gone."""
