@@ -303,9 +303,10 @@ async def test_a_silent_daemon_is_given_up_within_the_limits() -> None:
         with pytest.raises(ReadTimeout, match="first token"):
             await adapter.generate("m", "p")
         await until_closed(daemon, 1)
-    async with served(Endless(), limits) as (adapter, _):
-        with pytest.raises(ReadTimeout, match="next token"):
-            await adapter.generate("m", "p")
+    for limits in (limits, StreamConfig(next_token_s=0.05)):
+        async with served(Endless(), limits) as (adapter, _):
+            with pytest.raises(ReadTimeout, match="next token"):
+                await adapter.generate("m", "p")
 
 
 async def test_a_slow_reader_makes_the_daemon_wait_and_loses_nothing() -> None:

@@ -26,10 +26,11 @@ from ollama_adapter.errors import (
     DaemonStartTimeout,
     NotOllama,
 )
+from ollama_adapter.events import DaemonChange
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.http import find_free_port
 from ollama_adapter.system.scope import TaskScope
-from ollama_adapter.testing import ScriptedDaemon, response
+from ollama_adapter.testing import ManualClock, ScriptedDaemon, json_response, response
 from tests.serving import WATCHDOG_S, until
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +57,12 @@ class Installed:
         return [int(each) for each in self.read("starts").split()]
 
     def config(self, **settings: object) -> DaemonConfig:
-        defaults: dict[str, object] = {"mode": DaemonMode.OLLAMA, "ollama_path": str(self.path)}
+        defaults: dict[str, object] = {
+            "mode": DaemonMode.OLLAMA,
+            "ollama_path": str(self.path),
+            "restart_base_s": 0.01,
+            "restart_tries": 3,
+        }
         return DaemonConfig(**(defaults | settings))  # type: ignore[arg-type]
 
 
@@ -114,7 +120,7 @@ async def test_the_spawned_daemon_gets_an_environment_of_ours_only(
     async with supervising(installed.config()) as daemon:
         await daemon.ensure_running()
         environment = json.loads(installed.read("environment"))
-    assert environment["OLLAMA_HOST"] == f"127.0.0.1:{daemon.port}"
+        assert environment["OLLAMA_HOST"] == f"127.0.0.1:{daemon.port}"
     assert environment["OLLAMA_NO_CLOUD"] == "1"
     assert environment["OLLAMA_NOPRUNE"] == "1"
     assert environment["OLLAMA_NUM_PARALLEL"] == "2"
@@ -257,18 +263,139 @@ async def test_a_caller_that_gives_up_leaves_the_attempt_to_the_others(place: Pa
     assert len(installed.pids) == 1
 
 
-async def test_a_daemon_that_was_killed_is_noticed_and_replaced(place: Path) -> None:
+async def test_a_daemon_that_was_killed_is_replaced_without_being_asked(place: Path) -> None:
     installed = Installed(place, "runner")
     async with supervising(installed.config()) as daemon:
+        told: list[DaemonChange] = []
+        daemon.on_change(told.append)
+        changes = daemon.changes()
         await daemon.ensure_running()
         runner = int(installed.read("runner"))
         os.kill(installed.pids[0], signal.SIGKILL)
-        await until(lambda: daemon.state is DaemonState.STOPPED)
+        await until(lambda: daemon.starts == 2)
         await until_gone(runner)
-        assert (await daemon.health()).ready is False
+        assert (await daemon.health()).pid == installed.pids[1]
+    expected = ["starting", "ready", "backing off", "starting", "ready", "stopping", "stopped"]
+    assert [each.state for each in told] == expected
+    assert [each async for each in changes] == told
+    assert "code -9" in told[2].reason
+
+
+async def test_an_adopted_daemon_that_dies_is_replaced_by_one_of_ours(place: Path) -> None:
+    installed = Installed(place)
+    async with ScriptedDaemon(lambda _: []) as running:
+        config = installed.config(mode=DaemonMode.AUTO, port=running.port, probe_every_s=0.05)
+        async with supervising(config) as daemon:
+            await daemon.ensure_running()
+            assert (await daemon.health()).origin == "adopted"
+            await running.stop()
+            await until(lambda: daemon.starts == 2)
+            assert (await daemon.health()).origin == "spawned"
+            assert daemon.port != running.port
+
+
+async def test_a_daemon_that_falls_silent_is_ended_and_replaced(place: Path) -> None:
+    installed = Installed(place, "runner")
+    config = installed.config(probe_every_s=0.05, probe_timeout_s=0.2)
+    async with supervising(config) as daemon:
         await daemon.ensure_running()
-        assert len(installed.pids) == 2
-        assert daemon.starts == 2
+        silent = [installed.pids[0], int(installed.read("runner"))]
+        os.kill(silent[0], signal.SIGSTOP)
+        await until(lambda: daemon.state is DaemonState.UNHEALTHY)
+        await until(lambda: daemon.starts == 2)
+        await until_gone(*silent)
+
+
+async def test_a_daemon_that_recovers_in_time_is_kept(place: Path) -> None:
+    installed = Installed(place)
+    config = installed.config(probe_every_s=0.05, probe_timeout_s=0.2)
+    async with supervising(config) as daemon:
+        await daemon.ensure_running()
+        os.kill(installed.pids[0], signal.SIGSTOP)
+        await until(lambda: daemon.state is DaemonState.UNHEALTHY)
+        assert (await daemon.health()).reason
+        os.kill(installed.pids[0], signal.SIGCONT)
+        await until(lambda: daemon.state is DaemonState.READY)
+        assert daemon.starts == 1
+
+
+async def test_it_gives_up_after_some_failures_and_tries_again_when_asked(place: Path) -> None:
+    installed = Installed(place, "fail")
+    async with supervising(installed.config()) as daemon:
+        for tries in (3, 6):
+            with pytest.raises(DaemonExited, match="cannot work today"):
+                await daemon.ensure_running()
+            assert daemon.state is DaemonState.FAILED
+            assert len(installed.pids) == tries
+        assert "cannot work today" in (await daemon.health()).reason
+        assert len(installed.pids) == 6, "asking for its health starts nothing"
+
+
+async def test_the_daemon_is_not_asked_while_tokens_flow() -> None:
+    async with ScriptedDaemon(lambda _: []) as running:
+        clock = ManualClock()
+        scope = TaskScope()
+        daemon = OllamaDaemon(DaemonConfig(port=running.port), scope, clock)
+        flowing = True
+        daemon.last_token_ns = lambda: clock.now_ns() if flowing else 0
+        await daemon.ensure_running()
+        for _ in range(3):
+            await until(lambda: clock.sleepers)
+            clock.advance(5_000_000_000)
+        await until(lambda: clock.sleepers)
+        assert len(running.requests) == 1, "tokens are proof enough"
+        flowing = False
+        clock.advance(5_000_000_000)
+        await until(lambda: len(running.requests) == 2)
+        await daemon.stop()
+        await scope.aclose()
+
+
+async def test_a_callback_that_raises_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: DaemonChange) -> None:
+        raise ZeroDivisionError
+
+    async with ScriptedDaemon(lambda _: []) as running:
+        async with supervising(DaemonConfig(port=running.port)) as daemon:
+            daemon.on_change(broken)
+            await daemon.ensure_running()
+            assert daemon.state is DaemonState.READY
+    assert "ZeroDivisionError" in caplog.text
+
+
+FORKING = """
+import asyncio, os, sys
+from ollama_adapter import Config, DaemonConfig, DaemonMode, OllamaAdapter
+from ollama_adapter.errors import AdapterError
+
+adapter = OllamaAdapter(Config(daemon=DaemonConfig(port=int(sys.argv[1]), mode=DaemonMode.ADOPT)))
+
+async def use():
+    await adapter.ensure_running()
+    try:
+        await adapter.generate("m", "p")
+    except AdapterError as error:
+        print(error, error.hint, flush=True)
+
+async def main():
+    await use()
+    return os.fork()
+
+if asyncio.run(main()) == 0:
+    asyncio.run(use())
+    os._exit(0)
+os.wait()
+"""
+
+
+async def test_a_forked_worker_is_told_to_make_an_adapter_of_its_own() -> None:
+    async with ScriptedDaemon(lambda _: [json_response({"error": "no"}, 400)]) as running:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", FORKING, str(running.port)), stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await process.communicate()
+    assert b"forked" in said.splitlines()[-1]
+    assert b"of its own in every worker" in said
 
 
 async def test_closing_during_the_start_leaves_nothing(place: Path) -> None:

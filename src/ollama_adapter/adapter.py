@@ -12,7 +12,9 @@ from typing import Any, Self
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import Config
+from ollama_adapter.core.diagnosis import Evidence, Stall, diagnose
 from ollama_adapter.core.energy import EUMapper, profile_for
+from ollama_adapter.core.lifecycle import DaemonState
 from ollama_adapter.core.requests import Request, chat_request, embed_request, generate_request
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.daemon import OllamaDaemon
@@ -25,6 +27,7 @@ from ollama_adapter.stream import SessionRegistry, TokenStream
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock, SystemClock
 from ollama_adapter.system.http import Exchange, Sink
+from ollama_adapter.system.runners import look
 from ollama_adapter.system.scope import TaskScope
 
 
@@ -56,6 +59,7 @@ class OllamaAdapter:
         self._sessions = SessionRegistry(self._scope)
         self._starts_seen = 0
         self._closed = False
+        self.daemon.last_token_ns = self._sessions.last_token_ns
         if decipher is not None:
             decipher.queue_depth = self._sessions.queue_depth
 
@@ -129,6 +133,13 @@ class OllamaAdapter:
         self.pool.used(request.model, request.reloading, request.keep_alive)
         return result
 
+    async def diagnose(self, session_id: str) -> Stall:
+        """Why a session stands still, in one word. Asked of one that flows, the answer means nothing.
+
+        Takes 0.2 s and sends the daemon a health request, never a prompt. Raises SessionNotFound.
+        """
+        return await self._explain(self._sessions.find(session_id))
+
     async def health(self) -> Health:
         """What is known of the daemon, asked anew."""
         return await self.daemon.health()
@@ -170,6 +181,7 @@ class OllamaAdapter:
             self.config.energy.tier,
             self._clock,
             self._decipher,
+            self._explain,
         )
         return self._sessions.register(session)
 
@@ -191,6 +203,22 @@ class OllamaAdapter:
         exchange = await self.client.generate(request, sink)
         self.pool.used(request.model, request.reloading, request.keep_alive)
         return exchange
+
+    async def _explain(self, session: Session) -> Stall:
+        await self.daemon.check()
+        runners = await look(self.daemon.pid, self._clock)
+        return diagnose(
+            Evidence(
+                paused=session.paused,
+                answers=self.daemon.state is DaemonState.READY,
+                loading=self.pool.is_loading(session.request.model),
+                tokens=session.statistics.tokens,
+                others=self._sessions.others(session),
+                runners=runners.count,
+                working=runners.working,
+                runnable=runners.runnable,
+            )
+        )
 
     def _check_open(self) -> None:
         if self._closed:

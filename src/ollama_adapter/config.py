@@ -110,6 +110,16 @@ class DaemonConfig:
     """How long a spawned daemon may take to become ready."""
     stop_grace_s: float = 5.0
     """How long a spawned daemon may take to end before it is killed."""
+    probe_every_s: float = 5.0
+    """How often a daemon is asked whether it lives, while no tokens prove it."""
+    restart_base_s: float = 0.25
+    """The bound of the first delay before a restart; it doubles with each failure in a row."""
+    restart_cap_s: float = 30.0
+    """The largest bound."""
+    restart_tries: int = 5
+    """How many failures in a row before giving up."""
+    stable_s: float = 30.0
+    """How long a daemon must have run for earlier failures to be forgotten."""
 
     def __post_init__(self) -> None:
         _typed(self)
@@ -117,7 +127,8 @@ class DaemonConfig:
             raise NotLoopback(f"the daemon's address {self.host} is not {LOOPBACK}")
         if not 0 < self.port < 65536:
             raise ConfigError(f"{self.port} is not a port", hint="use a number from 1 to 65535")
-        _positive(self, "probe_timeout_s", "start_timeout_s", "stop_grace_s")
+        seconds = [each.name for each in dataclasses.fields(self) if each.name.endswith("_s")]
+        _positive(self, *seconds, "restart_tries")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,53 +1,49 @@
-"""The daemon: adopt the one that runs, else spawn the installed Ollama, else spawn our own.
+"""The daemon's keeper of state: always one that answers, or a reason why there is none.
 
-Its state is a table (core.lifecycle), and this is the state's one writer. Ready means HTTP 200 on
-/api/version, nothing less. What was adopted is never stopped; what was spawned always is, its whole
-process group, on every way out. However many callers wait, one attempt is made.
+The state is a table (core.lifecycle), and this is its one writer. A supervisor, one task, gets a daemon,
+asks every few seconds whether it lives (tokens that flow are proof enough), and replaces the one that
+ended or fell silent, with backoff. What was adopted is never stopped: when it dies, one of ours takes
+its place on another port. What was spawned always is stopped, its whole process group. However many
+callers wait, one attempt is made, and they see why it takes long.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import random
 import socket
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final
 
-from ollama_adapter.config import LOOPBACK, DaemonConfig, DaemonMode
+from ollama_adapter.config import LOOPBACK, DaemonConfig
+from ollama_adapter.core.backoff import Backoff, BackoffPolicy
 from ollama_adapter.core.lifecycle import DaemonState, Signal, advance
 from ollama_adapter.core.versions import ADVISED, missing_features, outdated
 from ollama_adapter.errors import (
     AdapterError,
     ConnectFailed,
-    DaemonError,
     DaemonExited,
     DaemonNotFound,
-    DaemonStartTimeout,
-    NotOllama,
-    PortTaken,
-    ReadTimeout,
-    TransportError,
 )
-from ollama_adapter.events import Health
-from ollama_adapter.system import settings
+from ollama_adapter.events import DaemonChange, Health
+from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.http import dial_port, find_free_port
+from ollama_adapter.system.launch import Launcher, Running, is_transient
 from ollama_adapter.system.probe import probe
-from ollama_adapter.system.process import Child, spawn
 from ollama_adapter.system.scope import TaskScope
 
-PROBE_EVERY_NS: Final = 20_000_000  # while starting
-PORT_TRIES: Final = 3
-TAIL_LINES: Final = 5
-INSTALL_HINT: Final = (
-    "start Ollama, or install it, or install our own daemon: pip install 'ollama-adapter[embedded]'"
-)
+SILENCES: Final = 3  # probes in a row without an answer, and it counts as dead
+SUSPICION_NS: Final = 1_000_000_000  # between probes, once one has failed
 
 log = logging.getLogger("ollama_adapter")
 
 
 class OllamaDaemon:
-    """One daemon for one application. `keep_alive` is the default that a spawned one is given."""
+    """One daemon for one application. `keep_alive` is the default that a spawned one is given.
+
+    `last_token_ns` tells when the latest token of any session arrived: then the daemon lives.
+    """
 
     def __init__(
         self, config: DaemonConfig, scope: TaskScope, clock: Clock, keep_alive: str = "5m"
@@ -55,17 +51,27 @@ class OllamaDaemon:
         self._config = config
         self._scope = scope
         self._clock = clock
-        self._keep_alive = keep_alive
+        self._launcher = Launcher(config, scope, clock, keep_alive)
+        self._backoff = Backoff(
+            BackoffPolicy(
+                config.restart_base_s, config.restart_cap_s, config.restart_tries, config.stable_s
+            )
+        )
         self._state = DaemonState.STOPPED
-        self._child: Child | None = None
-        self._attempt: asyncio.Task[AdapterError | None] | None = None
-        self._port = config.port
-        self._origin = ""
-        self._version = ""
+        self._reason = ""
+        self._running: Running | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._wake: asyncio.Future[None] | None = None  # what the supervisor waits for
+        self._refuses = False  # nobody listened at the last probe
+        self._waiting: set[asyncio.Future[AdapterError | None]] = set()
+        self._callbacks: list[Callable[[DaemonChange], None]] = []
+        self._streams: list[Channel[DaemonChange]] = []
+        self.last_token_ns: Callable[[], int] = lambda: 0
         self.starts = 0  # how many daemons it has been: what was in memory is gone with each
 
     def __repr__(self) -> str:
-        return f"<OllamaDaemon {self._state} {self._origin} {LOOPBACK}:{self._port}>"
+        origin = self._running.origin if self._running else "none"
+        return f"<OllamaDaemon {self._state}, {origin} on {LOOPBACK}:{self.port}>"
 
     @property
     def state(self) -> DaemonState:
@@ -73,219 +79,219 @@ class OllamaDaemon:
 
     @property
     def port(self) -> int:
-        return self._port
+        return self._running.port if self._running else self._config.port
+
+    @property
+    def pid(self) -> int | None:
+        """Of the daemon that we spawned; None for one that was adopted, or none."""
+        return self._running.child.pid if self._running and self._running.child else None
 
     async def dial(self) -> socket.socket:
-        """A socket connected to the daemon of this moment."""
-        return await dial_port(self._port)()
+        """A socket connected to the daemon of this moment. Raises ConnectFailed."""
+        running = self._running
+        if running is None:
+            raise ConnectFailed(f"there is no daemon: it is {self._state}")
+        return await running.dial()
 
     async def ensure_running(self) -> None:
         """Until a daemon is ready. Raises DaemonError. Cancelling leaves the attempt to the others."""
         if self._state is DaemonState.READY:
             return
-        if self._attempt is None or self._attempt.done():
-            self._attempt = self._scope.spawn(self._attempt_result(), name="daemon start")
-        error = await self._result_of(self._attempt)
+        if self._supervisor is None or self._supervisor.done():
+            self._supervisor = self._scope.spawn(self._supervise(), name="daemon supervisor")
+        elif self._state is DaemonState.FAILED:
+            self._alarm()
+        error = await self._until_settled()
         if error is not None:
             raise error
 
-    async def _result_of(self, attempt: asyncio.Task[AdapterError | None]) -> AdapterError | None:
-        try:
-            return await asyncio.shield(attempt)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return DaemonNotFound("the adapter was closed while its daemon was starting")
-
     async def check(self) -> None:
-        """A connection failed: find out whether the daemon is well. Never raises for one that is not."""
-        if self._state in (DaemonState.READY, DaemonState.UNHEALTHY):
-            try:
-                await self._probe(self._port)
-                self._signal_if_alive(Signal.PROBE_OK)
-            except AdapterError:
-                self._signal_if_alive(Signal.PROBE_FAILED)
+        """A connection failed: ask the daemon whether it lives. Never raises for one that does not."""
+        running = self._running
+        if running is not None and not await self._answers(running):
+            self._alarm()
 
     async def health(self) -> Health:
         """Ask the daemon, and say what is known of it. Never raises for a daemon that is not well."""
         await self.check()
+        running = self._running
         return Health(
             ready=self._state is DaemonState.READY,
             state=self._state.value,
-            origin=self._origin,
-            address=f"{LOOPBACK}:{self._port}",
-            version=self._version,
-            pid=self._child.pid if self._child else None,
-            sandbox="adopted, not sandboxed" if self._origin == "adopted" else "none",
-            missing=missing_features(self._version),
+            origin=running.origin if running else "",
+            address=f"{LOOPBACK}:{self.port}",
+            version=running.version if running else "",
+            pid=self.pid,
+            sandbox=_sandbox(running),
+            missing=missing_features(running.version) if running else (),
+            reason=self._reason,
         )
+
+    def on_change(self, callback: Callable[[DaemonChange], None]) -> None:
+        """Call `callback` at every change of state. What it raises is logged."""
+        self._callbacks.append(callback)
+
+    def changes(self) -> AsyncIterator[DaemonChange]:
+        """Every change of state from this call on; it ends when the daemon is stopped."""
+        channel: Channel[DaemonChange] = Channel(1 << 16, 1 << 30)
+        self._streams.append(channel)
+        return _read(channel)
 
     async def stop(self) -> None:
         """Stop what we spawned and forget what we adopted. Idempotent. Cancelling kills it at once."""
-        if self._attempt is not None and not self._attempt.done():
-            self._attempt.cancel()
-            await asyncio.wait([self._attempt])
-        child, self._child = self._child, None
         self._signal(Signal.STOP)
-        if child is not None:
-            await child.stop(self._config.stop_grace_s)
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait([supervisor])
+        running, self._running = self._running, None
+        if running is not None and running.child is not None:
+            await running.child.stop(self._config.stop_grace_s)
         if self._state is DaemonState.STOPPING:
-            self._signal(Signal.EXITED)
-        else:
-            self._state = DaemonState.STOPPED
+            self._signal(Signal.ENDED)
+        self._settle(DaemonNotFound("the adapter was closed while its daemon was starting"))
+        for channel in self._streams:
+            channel.end()
 
-    # One attempt
+    # The supervisor
 
-    async def _attempt_result(self) -> AdapterError | None:
-        """Its error is for whoever waits, not for the scope."""
+    async def _supervise(self) -> None:
+        while True:
+            self._signal(Signal.WANTED)
+            error, ran_s = await self._one_life()
+            self._backoff.failed(ran_s)
+            self._signal(Signal.ENDED, str(error))
+            if self._backoff.exhausted or not is_transient(error):
+                await self._give_up(error)
+            else:
+                delay_s = self._backoff.delay_s(random.random())
+                await self._clock.sleep_until_ns(self._clock.now_ns() + int(delay_s * 1e9))
+
+    async def _one_life(self) -> tuple[AdapterError, float]:
+        """Get a daemon and keep it until it is gone: why it is, and for how long it ran, in seconds."""
         try:
-            await self._start()
+            running = await self._launcher.find()
+        except AdapterError as refusal:
+            return refusal, 0.0
+        began_ns = self._clock.now_ns()
+        self._running = running
+        try:
+            self._ready(running)
+            error = await self._watch(running)
+        finally:
+            if self._state is not DaemonState.STOPPING:  # else `stop` ends it, with grace
+                self._running = None
+                if running.child is not None:
+                    running.child.kill()
+        return error, (self._clock.now_ns() - began_ns) / 1e9
+
+    async def _watch(self, running: Running) -> AdapterError:
+        silences, every_ns = 0, int(self._config.probe_every_s * 1e9)
+        while True:
+            await self._pause(running, SUSPICION_NS if silences else every_ns)
+            if running.child is not None and running.child.exited.done():
+                code = running.child.exited.result().returncode
+                return DaemonExited(f"the daemon ended by itself (code {code})", returncode=code)
+            if not silences and self._clock.now_ns() - self.last_token_ns() < every_ns:
+                continue
+            if await self._answers(running):
+                silences = 0
+                continue
+            silences += 1
+            if silences >= SILENCES or (running.child is None and self._refuses):
+                return DaemonExited(f"the {running.origin} daemon does not answer any more")
+
+    async def _pause(self, running: Running, for_ns: int) -> None:
+        """Until it is time to look again: the daemon has ended, somebody is alarmed, or time is up."""
+        self._wake = asyncio.get_running_loop().create_future()
+        if running.child is not None:
+            running.child.exited.add_done_callback(self._alarm)
+        await self._clock.sleep_until_ns(self._clock.now_ns() + for_ns, unless=self._wake)
+        if running.child is not None:
+            running.child.exited.remove_done_callback(self._alarm)
+
+    def _alarm(self, _: object = None) -> None:
+        """The supervisor looks at once."""
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _answers(self, running: Running) -> bool:
+        try:
+            await probe(running.port, self._config.probe_timeout_s)
         except AdapterError as error:
-            self._signal(Signal.GAVE_UP)
-            return error
-        return None
-
-    async def _start(self) -> None:
-        if self._state is DaemonState.UNHEALTHY and not await self._recovers():
-            self._bury()
-        if self._state is not DaemonState.READY:
-            await self._find()
-
-    async def _recovers(self) -> bool:
-        try:
-            await self._probe(self._port)
-        except AdapterError:
+            self._refuses = isinstance(error, ConnectFailed)
+            if running is self._running:
+                self._signal(Signal.PROBE_FAILED, str(error))
             return False
-        self._signal(Signal.PROBE_OK)
+        self._refuses = False
+        if running is self._running:
+            self._signal(Signal.PROBE_OK)
         return True
 
-    def _bury(self) -> None:
-        """What we spawned and does not answer is ended; what we adopted is left alone."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-        self._signal(Signal.EXITED)
+    async def _give_up(self, error: AdapterError) -> None:
+        """Nothing more is tried until somebody asks again."""
+        self._signal(Signal.GAVE_UP, str(error))
+        self._settle(error)
+        self._wake = asyncio.get_running_loop().create_future()
+        await self._wake
+        self._backoff.reset()
 
-    async def _find(self) -> None:
-        mode = self._config.mode
-        refusals: list[str] = []
-        if mode in (DaemonMode.AUTO, DaemonMode.ADOPT):
-            try:
-                return await self._adopt()
-            except DaemonError as error:
-                if mode is DaemonMode.ADOPT:
-                    raise
-                refusals.append(str(error))
-        for origin, argv in self._candidates():
-            try:
-                return await self._spawn(origin, argv)
-            except DaemonError as error:
-                if mode is not DaemonMode.AUTO:
-                    raise
-                log.warning("the %s daemon did not start: %s", origin, type(error).__name__)
-                refusals.append(str(error))
-        raise DaemonNotFound(
-            f"no daemon can be had: {'; '.join(refusals) or 'nothing to spawn is installed'}",
-            hint=INSTALL_HINT,
-        )
+    # The state
 
-    def _candidates(self) -> list[tuple[str, list[str]]]:
-        """What can be spawned here, best first."""
-        found: list[tuple[str, list[str]]] = []
-        ollama = settings.find_ollama(self._config)
-        if self._config.mode is not DaemonMode.EMBEDDED and ollama:
-            found.append(("spawned", [ollama, "serve"]))
-        if self._config.mode is not DaemonMode.OLLAMA and settings.has_embedded_engine():
-            found.append(("embedded", settings.embedded_command()))
-        return found
-
-    async def _adopt(self) -> None:
-        try:
-            version = await self._probe(self._config.port)
-        except ConnectFailed as error:
-            raise DaemonNotFound(
-                f"nothing listens on {LOOPBACK}:{self._config.port}", hint=INSTALL_HINT
-            ) from error
-        except ReadTimeout as error:
-            raise NotOllama(
-                f"what listens on {LOOPBACK}:{self._config.port} does not answer",
-                hint="if it is Ollama, it may be starting or stuck: try again, or restart it",
-            ) from error
-        self._ready("adopted", self._config.port, version)
-
-    async def _spawn(self, origin: str, argv: list[str]) -> None:
-        for last in (False,) * (PORT_TRIES - 1) + (True,):
-            port = find_free_port()
-            store = settings.models_dir(self._config)
-            environment = settings.daemon_environment(port, store, self._keep_alive)
-            self._child = await spawn(argv, environment, "/", self._scope)
-            self._signal(Signal.SPAWNED)
-            try:
-                version = await self._until_ready(self._child, port)
-                return self._ready(origin, port, version)
-            except BaseException as error:
-                child, self._child = self._child, None
-                child.kill()
-                self._signal(Signal.EXITED)
-                if last or not isinstance(error, PortTaken):
-                    raise
-
-    async def _until_ready(self, child: Child, port: int) -> str:
-        limit_s = self._config.start_timeout_s
-        deadline = self._clock.now_ns() + int(limit_s * 1e9)
-        while self._clock.now_ns() < deadline:
-            if child.exited.done():
-                exit_ = child.exited.result()
-                raise _exit_error(exit_.returncode, exit_.tail, port)
-            with contextlib.suppress(TransportError):
-                return await self._probe(port)
-            await self._clock.sleep_until_ns(self._clock.now_ns() + PROBE_EVERY_NS)
-        raise DaemonStartTimeout(
-            f"the daemon was not ready within {limit_s:g} s",
-            hint="raise daemon.start_timeout_s, or look at the load of this machine",
-        )
-
-    async def _probe(self, port: int) -> str:
-        return await probe(port, self._config.probe_timeout_s)
-
-    def _ready(self, origin: str, port: int, version: str) -> None:
-        self._origin, self._port, self._version = origin, port, version
+    def _ready(self, running: Running) -> None:
         self.starts += 1
         self._signal(Signal.PROBE_OK)
-        if self._child is not None:
-            self._child.exited.add_done_callback(self._child_exited)
-        if missing := missing_features(version):
-            log.warning("Ollama %s is too old for: %s", version, ", ".join(missing))
-        if outdated(version):
+        if missing := missing_features(running.version):
+            log.warning("Ollama %s is too old for: %s", running.version, ", ".join(missing))
+        if outdated(running.version):
+            advised = ".".join(map(str, ADVISED))
             log.warning(
-                "Ollama %s is older than %s, and security advisories concern it",
-                version,
-                ".".join(map(str, ADVISED)),
+                "security advisories concern Ollama before %s: %s", advised, running.version
             )
 
-    def _child_exited(self, exited: asyncio.Future[Any]) -> None:
-        if self._child is not None and self._child.exited is exited:
-            log.warning("the daemon ended by itself (code %s)", exited.result().returncode)
-            self._child = None
-            self._signal(Signal.EXITED)
+    def _signal(self, signal: Signal, reason: str = "") -> None:
+        before, self._state = self._state, advance(self._state, signal)
+        if self._state is before:
+            return
+        self._reason = reason
+        log.info("the daemon is %s", self._state)
+        change = DaemonChange(self._state.value, reason, self._clock.now_ns())
+        for channel in self._streams:
+            channel.put(change, 0)
+            channel.flush()
+        for callback in self._callbacks:
+            _call(callback, change)
+        if self._state is DaemonState.READY:
+            self._settle(None)
 
-    def _signal(self, signal: Signal) -> None:
-        self._state = advance(self._state, signal)
+    def _settle(self, error: AdapterError | None) -> None:
+        """Tell those who wait for a daemon: there is one, or why not."""
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(error)
 
-    def _signal_if_alive(self, signal: Signal) -> None:
-        """The child may have ended while we asked it: then its end has been told already."""
-        if self._state in (DaemonState.READY, DaemonState.UNHEALTHY):
-            self._signal(signal)
+    async def _until_settled(self) -> AdapterError | None:
+        waiter: asyncio.Future[AdapterError | None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._waiting.discard(waiter)
 
 
-def _exit_error(returncode: int | None, tail: str, port: int) -> DaemonError:
-    """Why a daemon ended before it was ready; no prompt has been sent by then, so its words are shown."""
-    words = "; ".join(tail.strip().splitlines()[-TAIL_LINES:])
-    if "address already in use" in tail:
-        return PortTaken(f"another program took the port {port}")
-    return DaemonExited(
-        f"the daemon ended before it was ready (code {returncode}): {words or 'it said nothing'}",
-        returncode=returncode,
-        tail=tail,
-    )
+async def _read(channel: Channel[DaemonChange]) -> AsyncIterator[DaemonChange]:
+    while (change := await channel.get()) is not None:
+        yield change
+
+
+def _call(callback: Callable[[DaemonChange], None], change: DaemonChange) -> None:
+    try:
+        callback(change)
+    except Exception:
+        log.exception("a callback for the daemon's state raised")
+
+
+def _sandbox(running: Running | None) -> str:
+    if running is None:
+        return ""
+    return "adopted, not sandboxed" if running.child is None else "none"

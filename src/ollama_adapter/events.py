@@ -193,6 +193,15 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class DaemonChange:
+    """The daemon has gone into another state, and why ("" where nothing went wrong)."""
+
+    state: str
+    reason: str
+    monotonic_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """What is known of the daemon. `origin` is adopted, spawned or embedded; "" when there is none."""
 
@@ -204,3 +213,4 @@ class Health:
     pid: int | None = None
     sandbox: str = ""
     missing: tuple[str, ...] = ()  # what this daemon is too old for
+    reason: str = ""  # why it is not ready

@@ -57,6 +57,9 @@ class ModelPool:
             return False
         return dict(reloading) == held.reloading
 
+    def is_loading(self, model: str) -> bool:
+        return local_name(model).key in self._flights
+
     def used(self, model: str, reloading: Mapping[str, Any], keep_alive: str | float) -> None:
         """A request for the model has been answered: it stays for `keep_alive` from now on."""
         until = self._clock.now_ns() + keep_alive_ns(keep_alive)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from ollama_adapter.config import StreamConfig, Tier
+from ollama_adapter.core.diagnosis import Stall
 from ollama_adapter.core.energy import EUMapper
 from ollama_adapter.core.failures import response_error
 from ollama_adapter.core.generation import Generation
@@ -33,6 +34,8 @@ MAX_ERROR_BYTES: Final = 1 << 20
 
 Open = Callable[["Session", Sink], Awaitable[Exchange]]
 """Ensures daemon and model, and sends the session's request. The adapter's."""
+Explain = Callable[["Session"], Awaitable[Stall]]
+"""Finds out why the session stands still. The adapter's."""
 
 
 class Observer(Protocol):
@@ -58,6 +61,7 @@ class Session:
         tier: Tier,
         clock: Clock,
         observer: Observer | None = None,
+        explain: Explain | None = None,
     ) -> None:
         self.request = request
         self.statistics = statistics
@@ -68,6 +72,7 @@ class Session:
         self._tier = tier
         self._clock = clock
         self._observer = observer
+        self._explain = explain
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._error_body = bytearray()
@@ -101,6 +106,16 @@ class Session:
     @property
     def started(self) -> bool:
         return self._task is not None
+
+    @property
+    def paused(self) -> bool:
+        """Its reader does not keep up, and the daemon is made to wait."""
+        return self.channel.full
+
+    @property
+    def last_token_ns(self) -> int:
+        """When its latest token arrived; 0 before the first."""
+        return self._generation.last_ns
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -161,7 +176,7 @@ class Session:
             raise self._interrupted(complete)
 
     async def _until_ended(self, exchange: Exchange) -> None:
-        """Wait, with one timer per silence and none per token. Raises ReadTimeout, ProtocolError."""
+        """Wait, with a timer per silence and none per token. Raises ReadTimeout, ProtocolError."""
         waiting_since = self._clock.now_ns()
         while not exchange.ended.done():
             if exchange.paused:  # the reader holds us up, not the daemon
@@ -171,13 +186,17 @@ class Session:
             limit_s = self._limits.first_token_s if first else self._limits.next_token_s
             remaining = since / 1e9 + limit_s - self._clock.now_ns() / 1e9
             if remaining <= 0:
-                what = "first" if first else "next"
-                raise ReadTimeout(
-                    f"no {what} token within {limit_s:g} s",
-                    hint=f"the model may be slow or stuck: stream.{what}_token_s is the limit",
-                )
-            await asyncio.wait([exchange.ended], timeout=remaining)
+                raise await self._too_late("first" if first else "next", limit_s)
+            # The first token may come meanwhile, and then the other limit counts.
+            await asyncio.wait([exchange.ended], timeout=min(remaining, self._limits.next_token_s))
         exchange.ended.result()
+
+    async def _too_late(self, what: str, limit_s: float) -> AdapterError:
+        cause = f": {await self._explain(self)}" if self._explain is not None else ""
+        return ReadTimeout(
+            f"no {what} token within {limit_s:g} s{cause}",
+            hint=f"stream.{what}_token_s is the limit, and can be raised",
+        )
 
     def _receive(self, status: int, data: bytes, now_ns: int) -> None:
         """The sink: in the protocol's callback, once per read."""

@@ -84,6 +84,23 @@ class SessionRegistry:
         """How many tokens wait for their readers."""
         return sum(len(each.channel) for each in self._live.values())
 
+    def find(self, session_id: str) -> Session:
+        """A session that has not ended. Raises SessionNotFound."""
+        session = self._live.get(session_id)
+        if session is None:
+            raise SessionNotFound("no session with this id is running", session_id=str(session_id))
+        return session
+
+    def others(self, session: Session) -> int:
+        """How many other sessions have begun on the same model."""
+        model = session.request.model
+        live = [each for each in self._live.values() if each.started and not each.ended]
+        return sum(each.request.model == model for each in live if each is not session)
+
+    def last_token_ns(self) -> int:
+        """When the latest token of any session arrived; 0 when none flows."""
+        return max((each.last_token_ns for each in self._live.values()), default=0)
+
     def _spawn(self, session: Session) -> asyncio.Task[None]:
         task = self._scope.spawn(session.run(), name=f"session {session.statistics.session_id}")
         task.add_done_callback(lambda _: self.forget(session))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ollama_adapter.config import LOOPBACK
+from ollama_adapter.system.clock import first_of
 from ollama_adapter.system.scope import TaskScope
 
 
@@ -33,13 +34,15 @@ class ManualClock:
         """How many wait for time to pass."""
         return len(self._sleepers)
 
-    async def sleep_until_ns(self, deadline_ns: int) -> None:
-        if deadline_ns <= self._now_ns:
+    async def sleep_until_ns(
+        self, deadline_ns: int, *, unless: asyncio.Future[None] | None = None
+    ) -> None:
+        if deadline_ns <= self._now_ns or (unless is not None and unless.done()):
             return
         entry = (deadline_ns, asyncio.get_running_loop().create_future())
         self._sleepers.append(entry)
         try:
-            await entry[1]
+            await first_of(entry[1], unless)
         finally:
             if entry in self._sleepers:
                 self._sleepers.remove(entry)

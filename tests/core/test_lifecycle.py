@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -49,7 +51,7 @@ def test_stop_is_heard_in_every_state_and_ends_in_stopped(signals: list[Signal])
     state = advance(state, Signal.STOP)
     assert state in (DaemonState.STOPPED, DaemonState.STOPPING)
     if state is DaemonState.STOPPING:
-        assert advance(state, Signal.EXITED) is DaemonState.STOPPED
+        assert advance(state, Signal.ENDED) is DaemonState.STOPPED
 
 
 def test_only_a_probe_makes_ready() -> None:
@@ -61,3 +63,15 @@ def test_only_a_probe_makes_ready() -> None:
 
 def test_a_daemon_that_stops_is_not_made_ready_by_a_late_probe() -> None:
     assert Signal.PROBE_OK not in TRANSITIONS[DaemonState.STOPPING]
+
+
+def test_the_diagram_in_the_documentation_is_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text("utf-8")
+    drawn = set(re.findall(r"^    (\w+) --> (\w+): (.+)$", page, re.MULTILINE))
+    table = {
+        (state.value.replace(" ", "_"), to.value.replace(" ", "_"), signal.value)
+        for state, row in TRANSITIONS.items()
+        for signal, to in row.items()
+        if to is not state
+    }
+    assert drawn == table

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from anyio.lowlevel import checkpoint
 
 from ollama_adapter import (
     Channel,
@@ -27,10 +28,12 @@ from ollama_adapter import (
     State,
     StreamConfig,
 )
+from ollama_adapter.core.diagnosis import Stall
 from ollama_adapter.core.energy import EUMapper, profile_for
 from ollama_adapter.errors import (
     ContextOverflow,
     ModelNotFound,
+    ReadTimeout,
     ResponseError,
     StreamInterrupted,
 )
@@ -202,6 +205,28 @@ async def test_a_daemon_that_is_killed_interrupts_the_stream_and_is_replaced(
         assert (await adapter.health()).pid != pid
 
 
+async def test_a_stream_that_stands_still_is_diagnosed(machine: Path) -> None:
+    async with Orchestrator(embedded(next_token_s=1, buffer_tokens=4)) as orchestrator:
+        adapter = orchestrator.adapter
+        tokens = adapter.generate_stream(MODEL, QUESTION, format=ENDLESS, num_predict=100_000)
+        assert (await anext(tokens)).token
+        assert await adapter.diagnose(tokens.session_id) is Stall.CONSUMER_PAUSED
+        waiting = adapter.generate_stream(MODEL, QUESTION)
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(collect(waiting))
+            while adapter.pool.is_loading(MODEL) or waiting.statistics.warm is None:
+                await checkpoint()
+            assert await adapter.diagnose(waiting.session_id) is Stall.QUEUED
+            await waiting.stop()
+        assert reader.result() == []
+        pid = (await adapter.health()).pid
+        assert pid is not None
+        (runner,) = psutil.Process(pid).children()
+        runner.suspend()
+        with pytest.raises(ReadTimeout, match=Stall.RUNNER_HUNG.value):
+            await collect(tokens)
+
+
 APPLICATION = """
     import asyncio, json, os, sys
     from ollama_adapter import Config, DaemonConfig, DaemonMode, OllamaAdapter
@@ -211,7 +236,7 @@ APPLICATION = """
         schema = json.loads(sys.argv[1])
         stream = adapter.generate_stream("tinydoc", "x", format=schema, num_predict=100000)
         await anext(stream)
-        print(adapter.daemon._child.group, flush=True)
+        print((await adapter.health()).pid, flush=True)
         async for _ in stream:
             pass
 
@@ -229,9 +254,9 @@ async def test_however_the_application_ends_nothing_is_left(machine: Path, endin
     )
     assert application.stdout is not None
     with application.stdout:
-        keeper = int(application.stdout.readline())
-        family = family_of(keeper)
-        assert len(family) == 3, "keeper, daemon, runner"
+        daemon = psutil.Process(int(application.stdout.readline()))
+        family = family_of(daemon.ppid())
+        assert len(family) >= 3, "keeper, daemon, runner"
         application.send_signal(ending)
         application.wait(WATCHDOG_S)
     all_gone(family)

@@ -96,3 +96,16 @@ async def test_the_manual_clock_wakes_its_sleepers_in_the_order_of_their_deadlin
         assert clock.sleepers == 1
         clock.advance(100)
     assert woken == [50, 110, 120, 130]
+
+
+async def test_a_sleeper_wakes_when_what_it_waits_for_is_done() -> None:
+    for clock in (SystemClock(), ManualClock()):
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(done.set_result, None)
+        far = clock.now_ns() + 10**15
+        async with asyncio.timeout(10):
+            await clock.sleep_until_ns(far, unless=done)
+            await clock.sleep_until_ns(far, unless=done)  # done before
+        pending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await SystemClock().sleep_until_ns(SystemClock().now_ns() + 1000, unless=pending)
+        assert not pending.done()

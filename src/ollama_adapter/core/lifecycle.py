@@ -8,18 +8,19 @@ from typing import Final
 
 class DaemonState(StrEnum):
     STOPPED = "stopped"
-    STARTING = "starting"
+    STARTING = "starting"  # adopting or spawning
     READY = "ready"
-    UNHEALTHY = "unhealthy"
+    UNHEALTHY = "unhealthy"  # it runs, and did not answer
+    BACKING_OFF = "backing off"  # it ended or did not start; the next try comes by itself
     STOPPING = "stopping"
-    FAILED = "failed"
+    FAILED = "failed"  # given up; the next caller makes it try again
 
 
 class Signal(StrEnum):
-    SPAWNED = "spawned"
+    WANTED = "wanted"
     PROBE_OK = "probe ok"
     PROBE_FAILED = "probe failed"
-    EXITED = "exited"
+    ENDED = "ended"
     GAVE_UP = "gave up"
     STOP = "stop"
 
@@ -31,38 +32,32 @@ class IllegalTransition(RuntimeError):
 _S, _E = DaemonState, Signal
 
 TRANSITIONS: Final[dict[DaemonState, dict[Signal, DaemonState]]] = {
-    _S.STOPPED: {
-        _E.SPAWNED: _S.STARTING,
-        _E.PROBE_OK: _S.READY,  # adopted
-        _E.GAVE_UP: _S.FAILED,
-        _E.STOP: _S.STOPPED,
-    },
+    _S.STOPPED: {_E.WANTED: _S.STARTING, _E.STOP: _S.STOPPED},
     _S.STARTING: {
         _E.PROBE_OK: _S.READY,
-        _E.PROBE_FAILED: _S.STARTING,
-        _E.EXITED: _S.STOPPED,
+        _E.ENDED: _S.BACKING_OFF,
         _E.GAVE_UP: _S.FAILED,
         _E.STOP: _S.STOPPING,
     },
     _S.READY: {
         _E.PROBE_OK: _S.READY,
         _E.PROBE_FAILED: _S.UNHEALTHY,
-        _E.EXITED: _S.STOPPED,
+        _E.ENDED: _S.BACKING_OFF,
         _E.STOP: _S.STOPPING,
     },
     _S.UNHEALTHY: {
         _E.PROBE_OK: _S.READY,
         _E.PROBE_FAILED: _S.UNHEALTHY,
-        _E.EXITED: _S.STOPPED,
+        _E.ENDED: _S.BACKING_OFF,
         _E.STOP: _S.STOPPING,
     },
-    _S.STOPPING: {_E.EXITED: _S.STOPPED, _E.STOP: _S.STOPPING},
-    _S.FAILED: {
-        _E.SPAWNED: _S.STARTING,
-        _E.PROBE_OK: _S.READY,
+    _S.BACKING_OFF: {
+        _E.WANTED: _S.STARTING,
         _E.GAVE_UP: _S.FAILED,
-        _E.STOP: _S.STOPPED,
+        _E.STOP: _S.STOPPING,
     },
+    _S.STOPPING: {_E.ENDED: _S.STOPPED, _E.STOP: _S.STOPPING},
+    _S.FAILED: {_E.WANTED: _S.STARTING, _E.STOP: _S.STOPPED},
 }
 
 

@@ -22,7 +22,9 @@ class Clock(Protocol):
 
     def now_ns(self) -> int: ...
 
-    async def sleep_until_ns(self, deadline_ns: int) -> None: ...
+    async def sleep_until_ns(
+        self, deadline_ns: int, *, unless: asyncio.Future[None] | None = None
+    ) -> None: ...
 
 
 class SystemClock:
@@ -33,18 +35,42 @@ class SystemClock:
     def now_ns(self) -> int:
         return monotonic_ns()
 
-    async def sleep_until_ns(self, deadline_ns: int) -> None:
-        """Return at `deadline_ns` or soon after; at once when it has passed. Cancelling is safe."""
+    async def sleep_until_ns(
+        self, deadline_ns: int, *, unless: asyncio.Future[None] | None = None
+    ) -> None:
+        """Return at `deadline_ns` or soon after, at once when it has passed, or when `unless` is done.
+
+        Cancelling is safe.
+        """
         loop = asyncio.get_running_loop()
         while (remaining_ns := deadline_ns - monotonic_ns()) > 0:  # a loop may fire a little early
+            if unless is not None and unless.done():
+                return
             reached = loop.create_future()
-            timer = loop.call_at(loop.time() + remaining_ns / 1e9, _reach, reached)
+            timer = loop.call_at(loop.time() + remaining_ns / 1e9, reach, reached)
             try:
-                await reached
+                await first_of(reached, unless)
             finally:
                 timer.cancel()
 
 
-def _reach(deadline: asyncio.Future[None]) -> None:
+async def first_of(reached: asyncio.Future[None], unless: asyncio.Future[None] | None) -> None:
+    """Until one of the two is done; no task is made for it."""
+    if unless is None:
+        await reached
+        return
+
+    def release(_: object) -> None:
+        reach(reached)
+
+    unless.add_done_callback(release)
+    try:
+        await reached
+    finally:
+        unless.remove_done_callback(release)
+
+
+def reach(deadline: asyncio.Future[None]) -> None:
+    """A timer has fired."""
     if not deadline.done():  # the sleeper may have been cancelled in this very turn of the loop
         deadline.set_result(None)

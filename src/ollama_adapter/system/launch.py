@@ -1,0 +1,173 @@
+"""Getting a daemon: adopt the one that runs, else spawn the installed Ollama, else spawn our own.
+
+Ready means HTTP 200 on /api/version, nothing less: Ollama opens its port seconds before it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from ollama_adapter.config import LOOPBACK, DaemonConfig, DaemonMode
+from ollama_adapter.errors import (
+    ConnectFailed,
+    DaemonError,
+    DaemonExited,
+    DaemonNotFound,
+    DaemonStartTimeout,
+    NotOllama,
+    PortTaken,
+    ReadTimeout,
+    TransportError,
+)
+from ollama_adapter.system import settings
+from ollama_adapter.system.clock import Clock
+from ollama_adapter.system.http import dial_port, find_free_port
+from ollama_adapter.system.probe import probe
+from ollama_adapter.system.process import Child, Exit, spawn
+from ollama_adapter.system.scope import TaskScope
+
+PROBE_EVERY_NS: Final = 20_000_000  # while starting
+PORT_TRIES: Final = 3
+TAIL_LINES: Final = 5
+INSTALL_HINT: Final = (
+    "start Ollama, or install it, or install our own daemon: pip install 'ollama-adapter[embedded]'"
+)
+
+log = logging.getLogger("ollama_adapter")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A daemon that has answered. `child` is None for one that was adopted: it is not ours to end."""
+
+    origin: str
+    port: int
+    version: str
+    child: Child | None = None
+
+    async def dial(self) -> socket.socket:
+        return await dial_port(self.port)()
+
+    @property
+    def ended(self) -> bool:
+        return self.child is not None and self.child.exited.done()
+
+
+class Launcher:
+    """Knows how this application may get a daemon."""
+
+    def __init__(
+        self, config: DaemonConfig, scope: TaskScope, clock: Clock, keep_alive: str
+    ) -> None:
+        self._config = config
+        self._scope = scope
+        self._clock = clock
+        self._keep_alive = keep_alive
+
+    async def find(self) -> Running:
+        """The first daemon that can be had. Raises DaemonError; cancelling ends what was begun."""
+        mode = self._config.mode
+        refusals: list[DaemonError] = []
+        if mode in (DaemonMode.AUTO, DaemonMode.ADOPT):
+            try:
+                return await self._adopt()
+            except DaemonError as error:
+                refusals.append(error)
+        for origin, argv in self._candidates():
+            try:
+                return await self._spawn(origin, argv)
+            except DaemonError as error:
+                log.warning("the %s daemon did not start: %s", origin, type(error).__name__)
+                refusals.append(error)
+        raise _sum_up(refusals)
+
+    def _candidates(self) -> list[tuple[str, list[str]]]:
+        """What can be spawned here, best first."""
+        found: list[tuple[str, list[str]]] = []
+        mode = self._config.mode
+        ollama = settings.find_ollama(self._config)
+        if mode in (DaemonMode.AUTO, DaemonMode.OLLAMA) and ollama:
+            found.append(("spawned", [ollama, "serve"]))
+        if mode in (DaemonMode.AUTO, DaemonMode.EMBEDDED) and settings.has_embedded_engine():
+            found.append(("embedded", settings.embedded_command()))
+        return found
+
+    async def _adopt(self) -> Running:
+        port = self._config.port
+        try:
+            version = await probe(port, self._config.probe_timeout_s)
+        except ConnectFailed as error:
+            raise DaemonNotFound(
+                f"nothing listens on {LOOPBACK}:{port}", hint=INSTALL_HINT
+            ) from error
+        except ReadTimeout as error:
+            raise NotOllama(
+                f"what listens on {LOOPBACK}:{port} does not answer",
+                hint="if it is Ollama, it may be starting or stuck: try again, or restart it",
+            ) from error
+        return Running("adopted", port, version)
+
+    async def _spawn(self, origin: str, argv: list[str]) -> Running:
+        for last in (False,) * (PORT_TRIES - 1) + (True,):
+            port = find_free_port()
+            store = settings.models_dir(self._config)
+            environment = settings.daemon_environment(port, store, self._keep_alive)
+            child = await spawn(argv, environment, "/", self._scope)
+            try:
+                return Running(origin, port, await self._until_ready(child, port), child)
+            except BaseException as error:
+                child.kill()
+                if last or not isinstance(error, PortTaken):
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _until_ready(self, child: Child, port: int) -> str:
+        limit_s = self._config.start_timeout_s
+        deadline = self._clock.now_ns() + int(limit_s * 1e9)
+        while self._clock.now_ns() < deadline:
+            if child.exited.done():
+                raise exit_error(child.exited.result(), port)
+            with contextlib.suppress(TransportError):
+                return await probe(port, self._config.probe_timeout_s)
+            await self._clock.sleep_until_ns(self._clock.now_ns() + PROBE_EVERY_NS)
+        raise DaemonStartTimeout(
+            f"the daemon was not ready within {limit_s:g} s",
+            hint="raise daemon.start_timeout_s, or look at the load of this machine",
+        )
+
+
+def is_transient(error: Exception) -> bool:
+    """Trying again may help."""
+    return isinstance(error, (DaemonExited, DaemonStartTimeout, PortTaken, asyncio.TimeoutError))
+
+
+def exit_error(exit_: Exit, port: int) -> DaemonError:
+    """Why a daemon ended before it was ready: no prompt was sent by then, so its words are shown."""
+    words = "; ".join(exit_.tail.strip().splitlines()[-TAIL_LINES:])
+    if "address already in use" in exit_.tail:
+        return PortTaken(f"another program took the port {port}")
+    return DaemonExited(
+        f"the daemon ended before it was ready (code {exit_.returncode}):"
+        f" {words or 'it said nothing'}",
+        returncode=exit_.returncode,
+        tail=exit_.tail,
+    )
+
+
+def _sum_up(refusals: list[DaemonError]) -> DaemonError:
+    """One error for all: the only one, or the worst of them with the reasons of all."""
+    if len(refusals) == 1:
+        return refusals[0]
+    reasons = "; ".join(map(str, refusals)) or "nothing to spawn is installed"
+    message = f"no daemon can be had: {reasons}"
+    for each in refusals:
+        if isinstance(each, DaemonExited):
+            return DaemonExited(
+                message, returncode=each.returncode, tail=each.tail, hint=INSTALL_HINT
+            )
+    return DaemonNotFound(message, hint=INSTALL_HINT)
