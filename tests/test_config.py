@@ -343,3 +343,13 @@ def test_any_environment_makes_a_config_or_an_error_of_ours(env: dict[str, str])
         Config.parse("", env)
     except AdapterError:
         pass
+
+
+def test_a_list_of_numbers_comes_from_a_file_or_with_commas_from_the_environment() -> None:
+    assert Config.parse("[daemon]\nadopt_uids = [1, 2]").daemon.adopt_uids == (1, 2)
+    environment = {"OLLAMA_ADAPTER_DAEMON_ADOPT_UIDS": "1, 2,"}
+    assert Config.parse("", environment).daemon.adopt_uids == (1, 2)
+    assert DaemonConfig(adopt_uids=[3]).adopt_uids == (3,)  # type: ignore[arg-type]
+    for wrong in ("[daemon]\nadopt_uids = 1", "[daemon]\nadopt_uids = ['x']"):
+        with pytest.raises(ConfigError, match="adopt_uids"):
+            Config.parse(wrong)

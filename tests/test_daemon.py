@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from anyio.lowlevel import checkpoint
@@ -29,6 +30,7 @@ from ollama_adapter.errors import (
 from ollama_adapter.events import DaemonChange
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing import ManualClock, ScriptedDaemon, json_response, response
 from tests.serving import WATCHDOG_S, until
@@ -396,6 +398,25 @@ async def test_a_forked_worker_is_told_to_make_an_adapter_of_its_own() -> None:
         said, _ = await process.communicate()
     assert b"forked" in said.splitlines()[-1]
     assert b"of its own in every worker" in said
+
+
+async def test_a_second_application_is_told_of_the_daemon_of_the_first(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    installed = Installed(place)
+    first = RunFiles.of_this_user()
+    async with supervising(installed.config()) as daemon:
+        await daemon.ensure_running()
+        own = first.directory / f"{os.getpid()}.json"
+        assert str(daemon.port).encode() in own.read_bytes()
+        # as another application that lives would have it: our parent
+        other = psutil.Process(os.getppid())
+        entry = msgspec.json.decode(own.read_bytes())
+        entry |= {"pid": other.pid, "started": other.create_time()}
+        (own.parent / f"{other.pid}.json").write_bytes(msgspec.json.encode(entry))
+        async with supervising(installed.config()) as second:
+            await second.ensure_running()
+        assert f"OLLAMA_HOST=127.0.0.1:{daemon.port}" in caplog.text
 
 
 async def test_closing_during_the_start_leaves_nothing(place: Path) -> None:

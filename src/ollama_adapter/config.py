@@ -104,6 +104,8 @@ class DaemonConfig:
     """The model store; "" means OLLAMA_MODELS, else ~/.ollama/models if it exists, else ours."""
     ollama_path: str = ""
     """The `ollama` program to spawn; "" looks on PATH."""
+    adopt_uids: tuple[int, ...] = ()
+    """Users, besides us, root and `ollama`, whose daemon may be adopted, by their numbers."""
     probe_timeout_s: float = 2.0
     """How long one health request may take."""
     start_timeout_s: float = 60.0
@@ -263,6 +265,8 @@ def _build(kind: type[Any], tree: Mapping[str, Any], path: tuple[str, ...]) -> o
 
 def _convert(target: Any, value: Any, where: str) -> Any:
     """`value`, from TOML or as an environment's text, as `target`."""
+    if typing.get_origin(target) is tuple:
+        return _convert_all(typing.get_args(target)[0], value, where)
     options: tuple[type[Any], ...] = (target,)
     if isinstance(target, types.UnionType):
         options = typing.get_args(target)
@@ -278,6 +282,15 @@ def _convert(target: Any, value: Any, where: str) -> Any:
             except (ValueError, OverflowError):
                 continue
     raise ConfigError(f"{where} cannot be {value!r}", hint=_expectation(options))
+
+
+def _convert_all(target: Any, value: Any, where: str) -> tuple[Any, ...]:
+    """A list, or in the environment words with commas between them."""
+    if isinstance(value, str):
+        value = [each.strip() for each in value.split(",") if each.strip()]
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} cannot be {value!r}", hint="expected: a list")
+    return tuple(_convert(target, each, where) for each in value)
 
 
 def _expectation(options: tuple[type[Any], ...]) -> str:

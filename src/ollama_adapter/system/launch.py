@@ -29,7 +29,9 @@ from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.http import dial_port, find_free_port
 from ollama_adapter.system.probe import probe
 from ollama_adapter.system.process import Child, Exit, spawn
+from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.system.scope import TaskScope
+from ollama_adapter.system.trust import check_listener, check_program, check_store
 
 PROBE_EVERY_NS: Final = 20_000_000  # while starting
 PORT_TRIES: Final = 3
@@ -68,6 +70,8 @@ class Launcher:
         self._scope = scope
         self._clock = clock
         self._keep_alive = keep_alive
+        self._run_files = RunFiles.of_this_user()
+        self._told = False
 
     async def find(self) -> Running:
         """The first daemon that can be had. Raises DaemonError; cancelling ends what was begun."""
@@ -99,6 +103,7 @@ class Launcher:
 
     async def _adopt(self) -> Running:
         port = self._config.port
+        check_listener(port, self._config.adopt_uids)
         try:
             version = await probe(port, self._config.probe_timeout_s)
         except ConnectFailed as error:
@@ -113,18 +118,36 @@ class Launcher:
         return Running("adopted", port, version)
 
     async def _spawn(self, origin: str, argv: list[str]) -> Running:
+        if origin == "spawned":  # our own runs in the Python that runs us
+            check_program(argv[0])
         for last in (False,) * (PORT_TRIES - 1) + (True,):
             port = find_free_port()
             store = settings.models_dir(self._config)
             environment = settings.daemon_environment(port, store, self._keep_alive)
+            check_store(store)
+            self._tell_of_others()
             child = await spawn(argv, environment, "/", self._scope)
             try:
-                return Running(origin, port, await self._until_ready(child, port), child)
+                version = await self._until_ready(child, port)
+                self._run_files.write(port)
+                child.exited.add_done_callback(lambda _: self._run_files.remove())
+                return Running(origin, port, version, child)
             except BaseException as error:
                 child.kill()
                 if last or not isinstance(error, PortTaken):
                     raise
         raise AssertionError("the last try returns or raises")
+
+    def _tell_of_others(self) -> None:
+        """One daemon per application; two of them hold every model twice."""
+        others = self._run_files.others()
+        if others and not self._told:
+            self._told = True
+            log.warning(
+                "another application (process %s) keeps a daemon on %s:%s; "
+                "to share it, start this one with OLLAMA_HOST=%s:%s",
+                *(others[0].pid, LOOPBACK, others[0].port, LOOPBACK, others[0].port),
+            )
 
     async def _until_ready(self, child: Child, port: int) -> str:
         limit_s = self._config.start_timeout_s

@@ -108,7 +108,7 @@ def daemon_environment(port: int, store: Path, keep_alive: str) -> dict[str, str
     home = platformdirs.user_state_path(APPLICATION) / "home"
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        store.mkdir(parents=True, exist_ok=True)
+        store.mkdir(parents=True, exist_ok=True, mode=0o755)
     except OSError as error:
         raise ConfigError(
             f"the directory {error.filename} cannot be made: {error.strerror}",
