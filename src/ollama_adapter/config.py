@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from ollama_adapter.conversion import build, positive, put, typed
 from ollama_adapter.errors import ConfigError, NotLoopback
 
 LOOPBACK: Final = "127.0.0.1"
@@ -79,19 +79,6 @@ def _split_port(authority: str, default: int) -> tuple[str, int]:
     return host, int(text)
 
 
-def _typed(slice_: Any) -> None:
-    """Who builds a Config in Python may err in a type, or write "low", as well as who writes a file."""
-    for name, target in typing.get_type_hints(type(slice_)).items():
-        object.__setattr__(slice_, name, _convert(target, getattr(slice_, name), name))
-
-
-def _positive(slice_: object, *names: str) -> None:
-    for name in names:
-        value = getattr(slice_, name)
-        if not value > 0:
-            raise ConfigError(f"{name} is {value}, and must be above 0")
-
-
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
     host: str = LOOPBACK
@@ -124,13 +111,13 @@ class DaemonConfig:
     """How long a daemon must have run for earlier failures to be forgotten."""
 
     def __post_init__(self) -> None:
-        _typed(self)
+        typed(self)
         if self.host != LOOPBACK:
             raise NotLoopback(f"the daemon's address {self.host} is not {LOOPBACK}")
         if not 0 < self.port < 65536:
             raise ConfigError(f"{self.port} is not a port", hint="use a number from 1 to 65535")
         seconds = [each.name for each in dataclasses.fields(self) if each.name.endswith("_s")]
-        _positive(self, *seconds, "restart_tries")
+        positive(self, *seconds, "restart_tries")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +126,7 @@ class PoolConfig:
     """How long a model stays in memory after its last use; sent with every request."""
 
     def __post_init__(self) -> None:
-        _typed(self)
+        typed(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +143,8 @@ class StreamConfig:
     """The same, in characters of text."""
 
     def __post_init__(self) -> None:
-        _typed(self)
-        _positive(self, *(each.name for each in dataclasses.fields(self)))
+        typed(self)
+        positive(self, *(each.name for each in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +155,7 @@ class EnergyConfig:
     """Which class of machine the velocity is measured against."""
 
     def __post_init__(self) -> None:
-        _typed(self)
+        typed(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +164,7 @@ class FrameConfig:
     """Frames per second."""
 
     def __post_init__(self) -> None:
-        _typed(self)
+        typed(self)
         if not 1 <= self.rate_hz <= 1000:
             raise ConfigError(f"rate_hz is {self.rate_hz}, and must be from 1 to 1000")
 
@@ -195,8 +182,8 @@ class Config:
     """The model of the command where none is named; "" means the one that comes with the package."""
 
     def __post_init__(self) -> None:
-        _typed(self)
-        _positive(self, "shutdown_s")
+        typed(self)
+        positive(self, "shutdown_s")
 
     @classmethod
     def parse(cls, toml: str = "", env: Mapping[str, str] | None = None) -> Config:
@@ -213,8 +200,8 @@ class Config:
         ) as error:  # a number of 5,000 digits is no TOMLDecodeError
             raise ConfigError(f"the settings file is not TOML: {error}") from error
         for path, text in _from_environment(env or {}):
-            _put(tree, path, text)
-        return typing.cast("Config", _build(cls, tree, ()))
+            put(tree, path, text)
+        return typing.cast("Config", build(cls, tree, ()))
 
 
 def _from_environment(env: Mapping[str, str]) -> list[tuple[tuple[str, ...], Any]]:
@@ -234,69 +221,3 @@ def _from_environment(env: Mapping[str, str]) -> list[tuple[tuple[str, ...], Any
         head, _, rest = path.partition("_")
         found.append((((head, rest) if rest and head in slices else (path,)), text))
     return found
-
-
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for step in path[:-1]:
-        tree = tree.setdefault(step, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"[{step}] in the settings file must be a table")
-    tree[path[-1]] = value
-
-
-def _build(kind: type[Any], tree: Mapping[str, Any], path: tuple[str, ...]) -> object:
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for name, value in tree.items():
-        where = ".".join((*path, name))
-        if name not in hints:
-            raise ConfigError(
-                f"there is no setting {where}", hint=f"here one can set: {', '.join(sorted(hints))}"
-            )
-        target = hints[name]
-        if dataclasses.is_dataclass(target):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"[{where}] must be a table")
-            values[name] = _build(typing.cast("type[Any]", target), value, (*path, name))
-        else:
-            values[name] = _convert(target, value, where)
-    return kind(**values)
-
-
-def _convert(target: Any, value: Any, where: str) -> Any:
-    """`value`, from TOML or as an environment's text, as `target`."""
-    if typing.get_origin(target) is tuple:
-        return _convert_all(typing.get_args(target)[0], value, where)
-    options: tuple[type[Any], ...] = (target,)
-    if isinstance(target, types.UnionType):
-        options = typing.get_args(target)
-    for option in options:
-        if isinstance(value, option) and not (isinstance(value, bool) and option is not bool):
-            return value
-    for option in options:
-        written = isinstance(value, str) and (option in (int, float) or issubclass(option, StrEnum))
-        whole = option is float and isinstance(value, int) and not isinstance(value, bool)
-        if written or whole:
-            try:
-                return option(value)
-            except (ValueError, OverflowError):
-                continue
-    raise ConfigError(f"{where} cannot be {value!r}", hint=_expectation(options))
-
-
-def _convert_all(target: Any, value: Any, where: str) -> tuple[Any, ...]:
-    """A list, or in the environment words with commas between them."""
-    if isinstance(value, str):
-        value = [each.strip() for each in value.split(",") if each.strip()]
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} cannot be {value!r}", hint="expected: a list")
-    return tuple(_convert(target, each, where) for each in value)
-
-
-def _expectation(options: tuple[type[Any], ...]) -> str:
-    words: list[str] = []
-    for option in options:
-        words += (
-            [each.value for each in option] if issubclass(option, StrEnum) else [option.__name__]
-        )
-    return f"expected: {', '.join(words)}"
