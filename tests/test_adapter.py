@@ -10,11 +10,21 @@ from typing import Any
 import pytest
 from anyio.lowlevel import checkpoint
 
-from ollama_adapter import Channel, Finish, OllamaAdapter, Source, StreamConfig
+from ollama_adapter import (
+    Channel,
+    Config,
+    DaemonConfig,
+    DaemonMode,
+    Finish,
+    OllamaAdapter,
+    Source,
+    StreamConfig,
+)
 from ollama_adapter.errors import (
     AdapterError,
     ConnectFailed,
     ContextOverflow,
+    GenerationError,
     InvalidRequest,
     ModelNotFound,
     ProtocolError,
@@ -23,6 +33,8 @@ from ollama_adapter.errors import (
     SessionNotFound,
     StreamInterrupted,
 )
+from ollama_adapter.system.clock import SystemClock
+from ollama_adapter.system.http import find_free_port
 from ollama_adapter.testing import (
     STREAM_END,
     STREAM_HEAD,
@@ -303,8 +315,8 @@ async def test_a_silent_daemon_is_given_up_within_the_limits() -> None:
         with pytest.raises(ReadTimeout, match="first token"):
             await adapter.generate("m", "p")
         await until_closed(daemon, 1)
-    for limits in (limits, StreamConfig(next_token_s=0.05)):
-        async with served(Endless(), limits) as (adapter, _):
+    for each in (limits, StreamConfig(next_token_s=0.05)):
+        async with served(Endless(), each) as (adapter, _):
             with pytest.raises(ReadTimeout, match="next token"):
                 await adapter.generate("m", "p")
 
@@ -387,8 +399,8 @@ async def test_a_daemon_without_log_probabilities_still_gives_energy() -> None:
         tokens = adapter.generate_stream("m", "p")
         events = await collect(tokens)
         assert (await adapter.health()).missing == ("logprobs", "truncate")
-        assert tokens.statistics.degraded == ("logprobs",)
-        unasked = await adapter.generate("m", "p", logprobs=False)
+        assert tokens.statistics.degraded == ("logprobs", "truncate")
+        unasked = await adapter.generate("m", "p", logprobs=False, truncate=True)
         assert unasked.statistics.degraded == ()
     assert [each.logprobs for each in events] == [None, None]
     assert all(each.energy is not None and each.energy > 0 for each in events)
@@ -441,7 +453,8 @@ async def test_a_model_is_loaded_once_for_many_streams_and_is_warm_after() -> No
 async def test_health_check_answers_false_when_there_is_no_daemon() -> None:
     async with ScriptedDaemon(saying("a")) as daemon:
         adapter = OllamaAdapter(config_for(daemon))
-        assert await adapter.health_check() is False  # nothing was ensured yet
+        assert await adapter.health_check() is True  # it could be adopted
+        assert (await adapter.health()).origin == ""
         await adapter.ensure_running()
         assert await adapter.health_check() is True
         await daemon.stop()
@@ -473,3 +486,112 @@ async def test_a_connection_that_cannot_be_made_is_said_so() -> None:
         with pytest.raises((ConnectFailed, AdapterError), match=str(daemon.port)):
             await adapter.generate("m", "p")
         await adapter.aclose()
+
+
+async def test_a_daemon_that_would_answer_instead_of_rendering_is_not_asked() -> None:
+    async with served(saying("an answer"), version="0.5.0") as (adapter, daemon):
+        with pytest.raises(InvalidRequest, match="_debug_render_only"):
+            await adapter.generate("m", "p", _debug_render_only=True)
+        assert daemon.generations() == []
+
+
+async def test_a_count_of_nothing_is_no_count() -> None:
+    async with served(saying("a", context=list(range(30))), version="0.1.30") as (adapter, _):
+        assert (await adapter.generate("m", "p")).text == "a"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"error": "x"}, id="an error"),
+        pytest.param({"embeddings": []}, id="too few"),
+        pytest.param({"embeddings": [[1.0]] * 3}, id="too many"),
+        pytest.param({"embeddings": [["x"], [1.0]]}, id="no numbers"),
+        pytest.param({"embeddings": [[1.0], [1.0]], "remote_host": "h"}, id="from elsewhere"),
+    ],
+)
+async def test_what_are_no_embeddings_is_an_error(sent: dict[str, Any]) -> None:
+    async with served(sending(json_response(sent))) as (adapter, _):
+        with pytest.raises((ProtocolError, RemoteModelRefused)):
+            await adapter.embed("m", ["one", "two"])
+
+
+async def test_closing_ends_an_embedding_that_is_under_way() -> None:
+    never = asyncio.Event()
+    async with ScriptedDaemon(lambda _: [never]) as daemon:
+        adapter = OllamaAdapter(config_for(daemon))
+        embedding = asyncio.get_running_loop().create_task(adapter.embed("m", "text"))
+        await until(daemon.generations)
+        await adapter.aclose()
+        with pytest.raises(AdapterError, match="closed"):
+            await embedding
+
+
+async def test_with_keep_alive_0_the_prompt_itself_loads_the_model() -> None:
+    async with served(saying("a")) as (adapter, daemon):
+        await adapter.generate("m", "p", keep_alive=0)
+        posts = [each.json() for each in daemon.requests if each.path == "/api/generate"]
+        assert [each["prompt"] for each in posts] == ["p"], "an empty request would unload it"
+
+
+async def test_loads_with_different_options_are_different_loads() -> None:
+    async with served(saying("a")) as (adapter, daemon):
+        async with asyncio.TaskGroup() as group:
+            for num_ctx in (2048, 8192, 2048):
+                group.create_task(adapter.generate("m", "p", num_ctx=num_ctx, shift=False))
+        loads = [r.json() for r in daemon.requests if r.path == "/api/generate"]
+        loads = [each for each in loads if not each["prompt"]]
+    assert sorted(each["options"]["num_ctx"] for each in loads) == [2048, 8192]
+    assert [each["shift"] for each in loads] == [False, False]
+
+
+async def test_a_reader_that_waits_is_no_silence_of_the_daemon() -> None:
+    limits = StreamConfig(next_token_s=0.5, buffer_tokens=2)
+    go_on = asyncio.Event()
+
+    def script(_: ScriptedRequest) -> Iterator[Piece]:
+        yield STREAM_HEAD
+        yield chunk({"response": "x", "done": False}) * 4
+        yield go_on
+        yield b"".join(map(chunk, answer(["y"]))) + STREAM_END
+
+    async with served(script, limits) as (adapter, _):
+        tokens = adapter.generate_stream("m", "p")
+        await anext(tokens)
+        clock = SystemClock()
+        await clock.sleep_until_ns(clock.now_ns() + 700_000_000)  # longer than the limit
+        rest = asyncio.get_running_loop().create_task(collect(tokens))
+        await clock.sleep_until_ns(clock.now_ns() + 100_000_000)
+        go_on.set()
+        assert text_of(await rest) == "xxxy"
+
+
+async def test_a_fault_of_ours_is_no_end_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with ScriptedDaemon(saying("a")) as daemon:
+        adapter = OllamaAdapter(config_for(daemon))
+        monkeypatch.setattr(adapter.client, "generate", broken)
+        with pytest.raises(GenerationError, match="ZeroDivisionError"):
+            await adapter.generate("m", "p")
+        with pytest.raises(ZeroDivisionError):
+            await adapter.aclose()
+
+
+def test_an_adapter_that_was_not_closed_serves_a_second_loop_as_well() -> None:
+    port = find_free_port()
+    adapter = OllamaAdapter(Config(daemon=DaemonConfig(port=port, mode=DaemonMode.ADOPT)))
+
+    async def ask(*, last: bool) -> str:
+        daemon = ScriptedDaemon(saying("a"))
+        daemon.port = port
+        async with daemon:
+            text = (await adapter.generate("m", "p")).text
+            if last:
+                await adapter.aclose()
+            return text
+
+    assert asyncio.run(ask(last=False)) == "a"
+    assert asyncio.run(ask(last=True)) == "a"

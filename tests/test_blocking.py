@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from ollama_adapter import BlockingAdapter, Finish
-from ollama_adapter.errors import InvalidRequest, StreamInterrupted
+from ollama_adapter.errors import AdapterError, InvalidRequest, StreamInterrupted
 from ollama_adapter.testing import STREAM_HEAD, Piece, ScriptedDaemon, ScriptedRequest, chunk
 from tests.serving import WATCHDOG_S, config_for, saying
 
@@ -84,3 +84,17 @@ def test_an_error_is_raised_where_one_reads() -> None:
         assert next(stream).token == "a"
         with pytest.raises(StreamInterrupted):
             next(stream)
+
+
+def test_after_close_everything_says_so_and_nothing_breaks() -> None:
+    with DaemonThread(saying("a")) as daemon:
+        adapter = BlockingAdapter(config_for(daemon))
+        stream = adapter.generate_stream("m", "p")
+        adapter.close()
+        adapter.close()
+        assert adapter.health_check() is False
+        stream.stop()
+        with pytest.raises(AdapterError, match="closed"):
+            next(stream)
+        with pytest.raises(AdapterError, match="closed"):
+            adapter.generate("m", "p")

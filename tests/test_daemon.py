@@ -9,7 +9,7 @@ import shutil
 import signal
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ollama_adapter.config import DaemonConfig, DaemonMode
 from ollama_adapter.core.lifecycle import DaemonState
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import (
+    DaemonError,
     DaemonExited,
     DaemonNotFound,
     DaemonStartTimeout,
@@ -32,7 +33,14 @@ from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.http import find_free_port
 from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.system.scope import TaskScope
-from ollama_adapter.testing import ManualClock, ScriptedDaemon, json_response, response
+from ollama_adapter.testing import (
+    ManualClock,
+    Piece,
+    ScriptedDaemon,
+    ScriptedRequest,
+    json_response,
+    response,
+)
 from tests.serving import WATCHDOG_S, until
 
 pytestmark = pytest.mark.anyio
@@ -353,6 +361,95 @@ async def test_the_daemon_is_not_asked_while_tokens_flow() -> None:
         await scope.aclose()
 
 
+async def test_callers_get_a_verdict_although_tokens_flow() -> None:
+    lost = 0
+
+    class Lossy(ScriptedDaemon):
+        def _pieces(self, request: ScriptedRequest) -> Iterable[Piece]:
+            nonlocal lost
+            if lost:
+                lost -= 1
+                return [None]
+            return super()._pieces(request)
+
+    async with Lossy(lambda _: []) as running:
+        async with supervising(DaemonConfig(port=running.port, probe_every_s=0.05)) as daemon:
+            daemon.last_token_ns = lambda: (
+                SystemClock().now_ns()
+            )  # another stream flows all the time
+            await daemon.ensure_running()
+            lost = 1
+            assert (await daemon.health()).ready is False
+            await daemon.ensure_running()
+            assert daemon.state is DaemonState.READY
+
+
+async def test_asking_for_health_while_it_is_closed_raises_nothing() -> None:
+    async with ScriptedDaemon(lambda _: []) as running:
+        for turns in range(12):
+            async with supervising(DaemonConfig(port=running.port)) as daemon:
+                await daemon.ensure_running()
+                asking = asyncio.get_running_loop().create_task(daemon.health())
+                for _ in range(turns):
+                    await checkpoint()
+                await daemon.stop()
+                await asking
+
+
+async def test_a_fault_of_the_supervisor_is_told_to_who_waits(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    scope = TaskScope()
+    daemon = OllamaDaemon(Installed(place).config(), scope, SystemClock())
+    monkeypatch.setattr(daemon, "_ready", broken)
+    with pytest.raises(DaemonError, match="ZeroDivisionError"):
+        async with asyncio.timeout(WATCHDOG_S):
+            await daemon.ensure_running()
+    assert daemon.state is DaemonState.STOPPED
+    await daemon.stop()
+    with pytest.raises(ZeroDivisionError):
+        await scope.aclose()
+
+
+NO_FILES = """
+import asyncio, os, resource, sys
+from ollama_adapter import Config, DaemonConfig, DaemonMode, OllamaAdapter
+from ollama_adapter.errors import AdapterError
+
+async def main():
+    config = Config(daemon=DaemonConfig(mode=DaemonMode.EMBEDDED, restart_tries=1))
+    adapter = OllamaAdapter(config)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    held = []
+    try:
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        await adapter.generate("m", "p")
+    except AdapterError as error:
+        os.write(1, repr(error).encode())
+    for each in held:
+        os.close(each)
+    await adapter.aclose()
+
+asyncio.run(main())
+"""
+
+
+async def test_without_free_file_descriptors_the_error_is_one_of_ours() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", NO_FILES), stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(WATCHDOG_S):
+        said, _ = await process.communicate()
+    assert b"Too many open files" in said, said
+
+
 async def test_a_callback_that_raises_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
     def broken(_: DaemonChange) -> None:
         raise ZeroDivisionError
@@ -373,8 +470,8 @@ from ollama_adapter.errors import AdapterError
 adapter = OllamaAdapter(Config(daemon=DaemonConfig(port=int(sys.argv[1]), mode=DaemonMode.ADOPT)))
 
 async def use():
-    await adapter.ensure_running()
     try:
+        await adapter.ensure_running()
         await adapter.generate("m", "p")
     except AdapterError as error:
         print(error, error.hint, flush=True)

@@ -63,7 +63,7 @@ def test_an_error_shows_its_message_and_keeps_its_hint(kind: type[AdapterError])
     assert str(error) == "what happened"
     assert repr(error) == f"{kind.__name__}('what happened')"
     assert error.hint == "what to do"
-    assert kind("what happened").hint == ""
+    assert kind("what happened").hint == kind.usual_hint
     assert isinstance(error, AdapterError)
 
 

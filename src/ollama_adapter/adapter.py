@@ -19,7 +19,7 @@ from ollama_adapter.core.requests import Request, chat_request, embed_request, g
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.decipher import Decipher
-from ollama_adapter.errors import AdapterError, ConnectFailed
+from ollama_adapter.errors import AdapterError, ConnectFailed, InvalidRequest
 from ollama_adapter.events import Answer, Channel, Embeddings, Health, Statistics
 from ollama_adapter.pool import ModelPool
 from ollama_adapter.session import Session
@@ -129,7 +129,8 @@ class OllamaAdapter:
         request = embed_request(model, texts, kwargs, self.config.pool.keep_alive)
         await self.ensure_running()
         await self.pool.describe(request.model)
-        result = await self.client.embed(request, self.config.stream.first_token_s)
+        work = self.client.embed(request, self.config.stream.first_token_s)
+        result = await self._scope.run(work, name="embed")
         self.pool.used(request.model, request.reloading, request.keep_alive)
         return result
 
@@ -200,6 +201,12 @@ class OllamaAdapter:
             request.model, keep_alive=request.keep_alive, reloading=request.reloading
         )
         session.statistics.warm = warm
+        session.statistics.degraded = request.ungranted(self.daemon.missing)
+        if request.renders and "_debug_render_only" in session.statistics.degraded:
+            raise InvalidRequest(
+                "this Ollama is too old for _debug_render_only, and would answer instead",
+                hint="update Ollama",
+            )
         exchange = await self.client.generate(request, sink)
         self.pool.used(request.model, request.reloading, request.keep_alive)
         return exchange

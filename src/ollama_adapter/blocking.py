@@ -7,6 +7,7 @@ Its adapter lives on an event loop in a thread of its own, so that it works insi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.config import Config
+from ollama_adapter.errors import AdapterError
 from ollama_adapter.events import Answer, Embeddings, Health, Statistics, TokenEvent
 from ollama_adapter.stream import TokenStream
 
@@ -45,7 +47,8 @@ class BlockingStream(Iterator[TokenEvent]):
 
     def stop(self) -> None:
         """Abort the generation. Idempotent."""
-        self._wait(self._stream.stop())
+        with contextlib.suppress(AdapterError):  # a closed adapter has ended it
+            self._wait(self._stream.stop())
 
     def __enter__(self) -> Self:
         return self
@@ -97,15 +100,18 @@ class BlockingAdapter:
         self._wait(self._adapter.stop_generation(session_id))
 
     def health_check(self) -> bool:
-        return self._wait(self._adapter.health_check())
+        return not self._loop.is_closed() and self._wait(self._adapter.health_check())
 
     def health(self) -> Health:
         return self._wait(self._adapter.health())
 
     def close(self) -> None:
         """Abort every session, stop what was spawned, end the thread. Idempotent."""
-        if self._thread.is_alive():
+        if self._loop.is_closed():
+            return
+        try:
             self._wait(self._adapter.aclose())
+        finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -128,6 +134,9 @@ class BlockingAdapter:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; an interrupt (Ctrl-C) cancels it there as well."""
+        if self._loop.is_closed():
+            work.close()
+            raise AdapterError("this adapter is closed", hint="make a new one")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

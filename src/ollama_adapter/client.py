@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ollama_adapter.core.failures import response_error
+from ollama_adapter.core.failures import remote_refused, response_error
 from ollama_adapter.core.requests import Request
 from ollama_adapter.errors import ProtocolError
 from ollama_adapter.events import Embeddings
@@ -56,6 +56,12 @@ class OllamaClient:
             count = msgspec.convert(answer.get("prompt_eval_count", 0), int)
         except msgspec.ValidationError:
             raise ProtocolError("the daemon's embeddings are not lists of numbers") from None
+        if answer.get("remote_host"):
+            raise remote_refused(request.model, 200)
+        if len(vectors) != request.texts:
+            raise ProtocolError(
+                f"the daemon sent {len(vectors)} embeddings for {request.texts} texts"
+            )
         return Embeddings(request.model, vectors, count)
 
     async def generate(self, request: Request, sink: Sink) -> Exchange:

@@ -23,6 +23,7 @@ from ollama_adapter.core.versions import ADVISED, missing_features, outdated
 from ollama_adapter.errors import (
     AdapterError,
     ConnectFailed,
+    DaemonError,
     DaemonExited,
     DaemonNotFound,
 )
@@ -86,6 +87,11 @@ class OllamaDaemon:
         """Of the daemon that we spawned; None for one that was adopted, or none."""
         return self._running.child.pid if self._running and self._running.child else None
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The request fields that this daemon is too old to know."""
+        return missing_features(self._running.version) if self._running else ()
+
     async def dial(self) -> socket.socket:
         """A socket connected to the daemon of this moment. Raises ConnectFailed."""
         running = self._running
@@ -95,9 +101,10 @@ class OllamaDaemon:
 
     async def ensure_running(self) -> None:
         """Until a daemon is ready. Raises DaemonError. Cancelling leaves the attempt to the others."""
-        if self._state is DaemonState.READY:
+        supervised = self._supervisor is not None and not self._supervisor.done()
+        if self._state is DaemonState.READY and supervised:
             return
-        if self._supervisor is None or self._supervisor.done():
+        if not supervised:
             self._supervisor = self._scope.spawn(self._supervise(), name="daemon supervisor")
         elif self._state is DaemonState.FAILED:
             self._alarm()
@@ -115,15 +122,16 @@ class OllamaDaemon:
         """Ask the daemon, and say what is known of it. Never raises for a daemon that is not well."""
         await self.check()
         running = self._running
+        found = "" if running else await self._launcher.adoptable()
         return Health(
-            ready=self._state is DaemonState.READY,
+            ready=self._state is DaemonState.READY or bool(found),
             state=self._state.value,
             origin=running.origin if running else "",
             address=f"{LOOPBACK}:{self.port}",
-            version=running.version if running else "",
+            version=running.version if running else found,
             pid=self.pid,
             sandbox=_sandbox(running),
-            missing=missing_features(running.version) if running else (),
+            missing=self.missing,
             reason=self._reason,
         )
 
@@ -156,6 +164,17 @@ class OllamaDaemon:
     # The supervisor
 
     async def _supervise(self) -> None:
+        try:
+            await self._live()
+        except (
+            BaseException
+        ) as crash:  # a fault of ours, or the end of the loop: nobody waits for ever
+            if self._state is not DaemonState.STOPPING:
+                self._running, self._state = None, DaemonState.STOPPED
+                self._settle(DaemonError(f"the supervisor ended by {type(crash).__name__}"))
+            raise
+
+    async def _live(self) -> None:
         while True:
             self._signal(Signal.WANTED)
             error, ran_s = await self._one_life()
@@ -192,7 +211,7 @@ class OllamaDaemon:
             if running.child is not None and running.child.exited.done():
                 code = running.child.exited.result().returncode
                 return DaemonExited(f"the daemon ended by itself (code {code})", returncode=code)
-            if not silences and self._clock.now_ns() - self.last_token_ns() < every_ns:
+            if self._is_proven(every_ns):
                 continue
             if await self._answers(running):
                 silences = 0
@@ -200,6 +219,11 @@ class OllamaDaemon:
             silences += 1
             if silences >= SILENCES or (running.child is None and self._refuses):
                 return DaemonExited(f"the {running.origin} daemon does not answer any more")
+
+    def _is_proven(self, every_ns: int) -> bool:
+        """Tokens flow; but where callers wait for a verdict, it is asked for."""
+        well = self._state is DaemonState.READY
+        return well and self._clock.now_ns() - self.last_token_ns() < every_ns
 
     async def _pause(self, running: Running, for_ns: int) -> None:
         """Until it is time to look again: the daemon has ended, somebody is alarmed, or time is up."""
@@ -220,13 +244,16 @@ class OllamaDaemon:
             await probe(running.port, self._config.probe_timeout_s)
         except AdapterError as error:
             self._refuses = isinstance(error, ConnectFailed)
-            if running is self._running:
-                self._signal(Signal.PROBE_FAILED, str(error))
+            self._verdict(running, Signal.PROBE_FAILED, str(error))
             return False
         self._refuses = False
-        if running is self._running:
-            self._signal(Signal.PROBE_OK)
+        self._verdict(running, Signal.PROBE_OK)
         return True
+
+    def _verdict(self, running: Running, signal: Signal, reason: str = "") -> None:
+        """It may have ended, or be ending, while it was asked."""
+        if running is self._running and self._state in (DaemonState.READY, DaemonState.UNHEALTHY):
+            self._signal(signal, reason)
 
     async def _give_up(self, error: AdapterError) -> None:
         """Nothing more is tried until somebody asks again."""

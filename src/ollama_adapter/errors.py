@@ -19,9 +19,11 @@ from __future__ import annotations
 class AdapterError(Exception):
     """The root of everything we raise. `hint` tells the user what to do next ("" when nothing helps)."""
 
+    usual_hint = ""
+
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
 
 class ConfigError(AdapterError, ValueError):
@@ -30,6 +32,8 @@ class ConfigError(AdapterError, ValueError):
 
 class InvalidRequest(ConfigError):
     """A keyword of a request that is unknown, ill-typed or out of range; nothing was sent."""
+
+    usual_hint = "keywords are Ollama's request fields and options, by their names and types there"
 
 
 class DaemonError(AdapterError):
@@ -46,6 +50,8 @@ class DaemonStartTimeout(DaemonError, TimeoutError):
 
 class DaemonExited(DaemonError):
     """A spawned daemon ended by itself: `returncode` (negative: by that signal), and its last words."""
+
+    usual_hint = "its last words say why; `ollama-adapter status` tells which program it is"
 
     def __init__(
         self, message: str, *, returncode: int | None = None, tail: str = "", hint: str = ""
@@ -90,6 +96,8 @@ class ConnectFailed(TransportError):
 class ConnectionLost(TransportError):
     """The connection ended before the answer did."""
 
+    usual_hint = "the daemon may have been stopped: ask again"
+
 
 class ReadTimeout(TransportError, TimeoutError):
     """No bytes within the limit named in the message."""
@@ -98,9 +106,15 @@ class ReadTimeout(TransportError, TimeoutError):
 class ProtocolError(TransportError):
     """The daemon sent what is not HTTP, not JSON, not UTF-8, or beyond our limits."""
 
+    usual_hint = "something else may listen on the daemon's port: `ollama-adapter status` tells"
+
 
 class ResponseError(AdapterError):
     """The daemon answered with an error: its HTTP `status` and the `model` asked for."""
+
+    usual_hint = (
+        "`ollama-adapter models` tells what the model can do; the daemon's own log tells more"
+    )
 
     def __init__(self, message: str, *, status: int = 0, model: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)

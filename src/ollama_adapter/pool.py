@@ -20,7 +20,7 @@ from ollama_adapter.core.names import local_name, parse_name
 from ollama_adapter.core.requests import load_request
 from ollama_adapter.errors import AdapterError, InvalidRequest
 from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.scope import TaskScope
+from ollama_adapter.system.scope import TaskScope, shared
 
 MARGIN_NS: Final = 500_000_000  # before its keep-alive ends a model no longer counts as resident
 
@@ -45,7 +45,7 @@ class ModelPool:
         self._clock = clock
         self._resident: dict[str, Residency] = {}
         self._known: dict[str, dict[str, Any]] = {}
-        self._flights: dict[str, asyncio.Task[bool | AdapterError]] = {}
+        self._flights: dict[tuple[str, ...], asyncio.Task[bool | AdapterError]] = {}
 
     def __repr__(self) -> str:
         return f"<ModelPool {len(self._resident)} resident, {len(self._flights)} loading>"
@@ -58,7 +58,8 @@ class ModelPool:
         return dict(reloading) == held.reloading
 
     def is_loading(self, model: str) -> bool:
-        return local_name(model).key in self._flights
+        """Somebody waits for it, with whatever options."""
+        return any(flight[0] == local_name(model).key for flight in self._flights)
 
     def used(self, model: str, reloading: Mapping[str, Any], keep_alive: str | float) -> None:
         """A request for the model has been answered: it stays for `keep_alive` from now on."""
@@ -95,13 +96,13 @@ class ModelPool:
         options = dict(reloading or {})
         if self.is_warm(model, options):
             return True
-        key = local_name(model).key
+        key = (local_name(model).key, *(f"{each}={options[each]}" for each in sorted(options)))
         if key not in self._flights:
             alive = self._config.keep_alive if keep_alive is None else keep_alive
             flight = self._scope.spawn(self._load(model, alive, options), name="model load")
             self._flights[key] = flight
             flight.add_done_callback(lambda _: self._flights.pop(key, None))
-        result = await asyncio.shield(self._flights[key])
+        result = await shared(self._flights[key])
         if isinstance(result, AdapterError):
             raise result
         return result
@@ -115,11 +116,14 @@ class ModelPool:
             resident = await self._is_resident(model)
             embeds = "embedding" in shown.get("capabilities", ())
             request = load_request(model, keep_alive, options, embedding=embeds)
-            await self._client.load(request)
+            if (
+                keep_alive_ns(request.keep_alive) > 0
+            ):  # else the daemon would unload it, not load it
+                await self._client.load(request)
         except AdapterError as error:
             return error
         self.used(model, options, request.keep_alive)
-        return resident
+        return resident and not options  # with these options, it may have had to be loaded anew
 
     async def _is_resident(self, model: str) -> bool:
         """By the daemon's word: somebody else may have loaded it."""

@@ -24,7 +24,13 @@ from ollama_adapter.core.records import (
     context_length,
 )
 from ollama_adapter.core.requests import Request
-from ollama_adapter.errors import AdapterError, ProtocolError, ReadTimeout, StreamInterrupted
+from ollama_adapter.errors import (
+    AdapterError,
+    GenerationError,
+    ProtocolError,
+    ReadTimeout,
+    StreamInterrupted,
+)
 from ollama_adapter.events import Finish, Statistics, TokenEvent
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import Clock
@@ -78,6 +84,7 @@ class Session:
         self._error_body = bytearray()
         self._handling_ns = 0
         self._started_ns = 0
+        self._resumed_ns = 0
         self._arrived: list[TokenEvent] = []  # the tokens of the read that is being taken
         self._decoder: RecordDecoder[GenerateRecord] | RecordDecoder[ChatRecord] = (
             RecordDecoder(GenerateRecord)
@@ -106,6 +113,10 @@ class Session:
     @property
     def started(self) -> bool:
         return self._task is not None
+
+    def delivered(self, event: TokenEvent) -> None:
+        """A reader that waited for it has it now."""
+        self._handling_ns = max(self._handling_ns, self._clock.now_ns() - event.arrival_ns)
 
     @property
     def paused(self) -> bool:
@@ -137,6 +148,11 @@ class Session:
             await self._stream()
         except AdapterError as failure:
             error = failure
+        except asyncio.CancelledError:
+            raise
+        except BaseException as crash:  # a fault of ours: its reader must not take it for an end
+            error = GenerationError(f"the session broke ({type(crash).__name__})")
+            raise
         finally:
             self._finish(error)
 
@@ -181,7 +197,7 @@ class Session:
         while not exchange.ended.done():
             if exchange.paused:  # the reader holds us up, not the daemon
                 waiting_since = self._clock.now_ns()
-            since = max(waiting_since, self._generation.last_ns)
+            since = max(waiting_since, self._generation.last_ns, self._resumed_ns)
             first = self._generation.last_ns == 0
             limit_s = self._limits.first_token_s if first else self._limits.next_token_s
             remaining = since / 1e9 + limit_s - self._clock.now_ns() / 1e9
@@ -233,6 +249,7 @@ class Session:
             self._exchange.pause()
 
     def _resume(self) -> None:
+        self._resumed_ns = self._clock.now_ns()
         if self._exchange is not None:
             self._exchange.resume()
 

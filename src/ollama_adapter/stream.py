@@ -140,6 +140,7 @@ class TokenStream(AsyncIterator[TokenEvent]):
             event = await channel.get()
             if event is None:
                 raise StopAsyncIteration
+            self._session.delivered(event)
         return event
 
     async def stop(self) -> None:

@@ -171,7 +171,9 @@ async def replay_call(recording: Recording) -> str:
 
 
 async def _call(client: OllamaClient, recording: Recording) -> None:
-    request = Request(recording.path, "m", recording.body.encode(), "5m", {})
+    request = Request(
+        recording.path, "m", recording.body.encode(), "5m", {}, texts=_texts(recording)
+    )
     match recording.method, recording.path:
         case "GET", "/api/version":
             await client.version()
@@ -189,6 +191,15 @@ async def _call(client: OllamaClient, recording: Recording) -> None:
             await client.delete("m")
         case method, path:
             raise AssertionError(f"no method of the client asks {method} {path}")
+
+
+def _texts(recording: Recording) -> int:
+    """How many vectors were asked for; the longest bodies were not recorded whole, and ask for one."""
+    try:
+        asked = json.loads(recording.body).get("input")
+    except ValueError:
+        return 1
+    return len(asked) if isinstance(asked, list) else 1
 
 
 CALLS = ("/api/version", "/api/tags", "/api/ps", "/api/show", "/api/embed", "/api/copy")

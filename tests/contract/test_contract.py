@@ -59,7 +59,7 @@ def test_every_error_is_an_adapter_error_with_a_hint() -> None:
         assert issubclass(each, errors.AdapterError)
         error = each("what happened", hint="what to do")
         assert (str(error), error.hint) == ("what happened", "what to do")
-        assert each("x").hint == ""
+        assert each("x").hint == each.usual_hint
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -511,3 +511,35 @@ def test_any_messages_make_a_request_or_an_error_of_ours(messages: list[dict[str
         pass
     else:
         assert len(sent(request)["messages"]) == len(messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seed", 2**63), ("num_predict", 2**70), ("num_ctx", -(2**63) - 1)),
+        *(("temperature", 10**400), ("images", ["no base64 !!"]), ("images", [""])),
+    ],
+)
+def test_a_value_out_of_range_is_named_at_the_call(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        generate_request("m", "p", {name: value}, "5m")
+
+
+def test_what_an_old_daemon_does_not_grant_is_what_was_asked_for() -> None:
+    missing = ("logprobs", "truncate", "_debug_render_only")
+    plain = generate_request("m", "p", {}, "5m")
+    assert plain.ungranted(missing) == ("logprobs", "truncate")
+    bare = generate_request("m", "p", {"logprobs": False, "truncate": True}, "5m")
+    assert bare.ungranted(missing) == ()
+    rendering = generate_request("m", "p", {"_debug_render_only": True}, "5m")
+    assert rendering.ungranted(missing) == missing
+    assert rendering.ungranted(()) == ()
+
+
+def test_what_decides_how_a_model_is_loaded_goes_where_it_belongs() -> None:
+    asked = generate_request("m", "p", {"num_ctx": 64, "shift": False, "seed": 1}, "5m")
+    assert asked.reloading == {"num_ctx": 64, "shift": False}
+    body = json.loads(load_request("m", "5m", asked.reloading).body)
+    assert (body["options"], body["shift"]) == ({"num_ctx": 64}, False)
+    body = json.loads(load_request("m", "5m", {}).body)
+    assert body["options"] == {} and "shift" not in body

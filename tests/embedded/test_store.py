@@ -218,7 +218,12 @@ class TestStore:
     ) -> None:
         assert [each.bundled for each in Store(tmp_path).models()] == [True]
         assert find(tmp_path, "TinyDoc").weights == TINYDOC
-        import_gguf(files / "tiny.gguf", "tinydoc", tmp_path)
+        with pytest.raises(InvalidRequest, match="cannot be changed"):
+            import_gguf(files / "tiny.gguf", "TinyDoc:latest", tmp_path)
+        # a store that came from elsewhere may have one of its own
+        import_gguf(files / "tiny.gguf", "other", tmp_path)
+        other = next(tmp_path.rglob("other"))
+        other.rename(other.with_name("tinydoc"))
         assert [each.bundled for each in Store(tmp_path).models()] == [False]
 
     def test_where_models_are(self, tmp_path: Path) -> None:

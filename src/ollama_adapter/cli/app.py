@@ -103,6 +103,9 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="The prompt as it is, without template.")
     ] = False,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut a prompt that is too long.")
+    ] = False,
     keep_alive: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long the model stays in memory.")
     ] = None,
@@ -143,6 +146,7 @@ def run(
         "num_ctx": num_ctx,
         "think": think,
         "raw": raw or None,
+        "truncate": truncate or None,
         "keep_alive": keep_alive,
         "logprobs": False if no_logprobs else None,
     }

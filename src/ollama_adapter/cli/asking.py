@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.cli.draw import is_demonstration
+from ollama_adapter.cli.output import complain
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core import vocabulary
 from ollama_adapter.errors import InvalidRequest
@@ -33,11 +36,26 @@ def model_and_prompt(words: Sequence[str], model: str, config: Config) -> tuple[
         check_text(word, "an argument")
     if len(words) > 2 or (model and len(words) > 1):
         raise InvalidRequest(f"{len(words)} arguments are too many", hint=QUOTE_HINT)
+    if len(words) == 1 and not model and words[0].isidentifier() and _is_fed():
+        complain(
+            "note",
+            f"the standard input is not read: {words[0]!r} is taken for the prompt",
+            f"to ask that model what is piped in: ollama-adapter run {words[0]} -",
+        )
     if len(words) == 2:
         model = words[0]
         if not model:
             raise InvalidRequest("the name of the model is empty", hint=QUOTE_HINT)
     return model or default_model(config), (words[-1] if words else None)
+
+
+def _is_fed() -> bool:
+    """Something was piped in, or redirected from a file."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def default_model(config: Config) -> str:

@@ -108,6 +108,7 @@ class Live:
         self._console = console()
         self._output = stdout()
         self._view: LiveView | None = None
+        self._gone: OSError | None = None  # why nobody can see it any more
         self._session_id = ""
         self.text = ""
 
@@ -117,8 +118,11 @@ class Live:
 
     def on_frame(self, frame: Frame) -> None:
         shown = frame.sessions.get(self._session_id)
-        if self._view is not None and shown is not None:
-            self._view.draw(shown, frame.monotonic_ns)
+        if self._view is not None and shown is not None and self._gone is None:
+            try:
+                self._view.draw(shown, frame.monotonic_ns)
+            except OSError as error:  # the terminal is gone, and nobody told us
+                self._gone = error
 
     async def show(self, stream: TokenStream) -> None:
         view = self._view
@@ -127,6 +131,8 @@ class Live:
         view.started_ns = SystemClock().now_ns()
         self.text = ""
         async for event in stream:
+            if self._gone is not None:
+                raise self._gone
             if event.channel is Channel.TEXT:
                 self.text += event.token
             view.add(event)

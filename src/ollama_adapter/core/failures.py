@@ -57,13 +57,12 @@ def response_error(status: int, body: bytes, model: str, private: bytes = b"") -
     shown = _shown(words, private)
     if (error := _load_failure(status, words, shown, model)) is not None:
         return error
-    hint = "see `ollama-adapter models` for what the model can do" if status == 400 else ""
     return ResponseError(
         f"the daemon refused the request{f' for {model}' if model else ''} (status {status}): "
         + (shown or "no reason given"),
         status=status,
         model=model,
-        hint=hint,
+        hint="use an embedding model" if status == 501 else "",
     )
 
 
@@ -187,7 +186,7 @@ def context_overflow(model: str, sent: int, fits: int, status: int = 200) -> Con
         context_tokens=fits,
         status=status,
         model=model,
-        hint="shorten the prompt, raise num_ctx, or pass truncate=True to let the daemon cut it",
+        hint="shorten the prompt, raise num_ctx, or pass truncate=True (--truncate) to let the daemon cut it",
     )
 
 

@@ -195,11 +195,12 @@ class Generation:
     def check_truncation(self, context_tokens: int) -> None:
         """A daemon too old to know `truncate` cuts a prompt without a word: compare its two counts.
 
-        The context it echoes is that of the whole prompt and the answer.
+        The context it echoes is that of the whole prompt and the answer. A count of 0 says nothing: old
+        daemons leave it out for a prompt that they have cached.
         """
         counted = self.statistics.prompt_eval_count
         sent = context_tokens - self.statistics.eval_count
-        if context_tokens and not self._truncate and sent > counted + TRUNCATION_SLACK:
+        if context_tokens and counted and not self._truncate and sent > counted + TRUNCATION_SLACK:
             self.error = context_overflow(self.statistics.served_by, sent, counted)
 
     def close(self, now_ns: int, *, complete: bool) -> Finish | None:
@@ -208,8 +209,9 @@ class Generation:
         self._mapper.end(now_ns)
         if statistics.tokens:
             statistics.mean_energy = self._energy_sum / statistics.tokens
-            if self._wants_logprobs and self._without_logprobs == statistics.tokens:
-                statistics.degraded = ("logprobs",)
+            without = self._without_logprobs == statistics.tokens
+            if self._wants_logprobs and without and "logprobs" not in statistics.degraded:
+                statistics.degraded = ("logprobs", *statistics.degraded)
         if statistics.tokens > 1 and self._last_ns > self._first_ns:
             statistics.tps = (statistics.tokens - 1) * 1e9 / (self._last_ns - self._first_ns)
         if statistics.finish is None and complete and self._repeats > REPEAT_LIMIT:

@@ -18,7 +18,7 @@ TPS_FLOOR: Final = {Tier.LOW: 5.0, Tier.MID: 15.0, Tier.HIGH: 30.0}
 
 
 def judge(statistics: Statistics, tier: Tier, handling_ns: int) -> tuple[Guarantee, ...]:
-    """`handling_ns` is the longest time that any read of the session took on our side."""
+    """`handling_ns` is the longest that a token took from its arrival to a reader that waited for it."""
     held = bool(statistics.tokens) and handling_ns / 1e6 >= HANDLING_MS
     return (
         _ttft(statistics),

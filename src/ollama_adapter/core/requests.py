@@ -43,6 +43,19 @@ class Request:
     reloading: Mapping[str, Any] = field(repr=False)
     truncate: bool = False
     logprobs: bool = False
+    renders: bool = False
+    """Only the rendered prompt is asked for."""
+    texts: int = 0
+    """How many vectors are asked for."""
+
+    def ungranted(self, missing: Sequence[str]) -> tuple[str, ...]:
+        """What is asked for, of what the daemon is too old to know."""
+        asked = {
+            "logprobs": self.logprobs,
+            "truncate": not self.truncate,
+            "_debug_render_only": self.renders,
+        }
+        return tuple(each for each in missing if asked.get(each, False))
 
 
 def generate_request(
@@ -94,7 +107,10 @@ def load_request(
     """A request that loads a model and generates nothing."""
     if embedding:
         return _request("/api/embed", model, {"input": []}, {"options": reloading}, keep_alive)
-    fields = {"stream": False, "options": reloading}
+    options = {name: value for name, value in reloading.items() if name != "shift"}
+    fields: dict[str, Any] = {"stream": False, "options": options}
+    if "shift" in reloading:
+        fields["shift"] = reloading["shift"]
     return _request("/api/generate", model, {"prompt": ""}, fields, keep_alive)
 
 
@@ -116,10 +132,17 @@ def _request(
         model=name,
         body=_encode(body),
         keep_alive=body["keep_alive"],
-        reloading={key: options[key] for key in RELOADING if key in options},
+        reloading={key: options[key] for key in RELOADING if key in options}
+        | ({"shift": body["shift"]} if "shift" in body else {}),
         truncate=body["truncate"],
         logprobs=body.get("logprobs", False),
+        renders=body.get("_debug_render_only", False),
+        texts=_count(body.get("input")),
     )
+
+
+def _count(texts: object) -> int:
+    return len(texts) if isinstance(texts, list) else int(texts is not None)
 
 
 def _with_logprobs(fields: dict[str, Any]) -> dict[str, Any]:

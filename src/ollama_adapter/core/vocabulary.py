@@ -6,8 +6,10 @@ call. Keywords are all request fields and options, by their Ollama names.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final
 
 from ollama_adapter.core.durations import is_duration, is_seconds
@@ -18,11 +20,17 @@ MAX_TOP_LOGPROBS: Final = 20
 
 
 def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and -(1 << 63) <= value < 1 << 63
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _boolean(value: Any) -> bool:
@@ -42,7 +50,16 @@ def _integers(value: Any) -> bool:
 
 
 def _images(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(e, (str, bytes)) for e in value)
+    return isinstance(value, (list, tuple)) and all(map(_image, value))
+
+
+def _image(value: Any) -> bool:
+    if isinstance(value, bytes):
+        return True
+    try:
+        return isinstance(value, str) and bool(base64.b64decode(value, validate=True))
+    except ValueError:
+        return False
 
 
 def _format(value: Any) -> bool:
@@ -150,7 +167,15 @@ OPTIONS: Final[dict[str, Kind]] = {
     "num_thread": INTEGER,
     "draft_num_predict": INTEGER,
 }
-RELOADING: Final = ("num_ctx", "num_batch", "num_thread", "num_gpu", "main_gpu", "use_mmap")
+RELOADING: Final = (
+    "num_ctx",
+    "num_batch",
+    "num_thread",
+    "num_gpu",
+    "main_gpu",
+    "use_mmap",
+    "draft_num_predict",
+)
 
 
 def split_fields(vocabulary: Mapping[str, Kind], keywords: Mapping[str, Any]) -> dict[str, Any]:

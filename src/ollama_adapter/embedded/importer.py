@@ -17,8 +17,8 @@ import msgspec
 
 from ollama_adapter.core import gguf
 from ollama_adapter.core.names import ModelName, parse_name
-from ollama_adapter.embedded.store import TINYDOC_NOTE, Model, Store, open_gguf
-from ollama_adapter.errors import InvalidModelFile, PoolError
+from ollama_adapter.embedded.store import TINYDOC_NAME, TINYDOC_NOTE, Model, Store, open_gguf
+from ollama_adapter.errors import InvalidModelFile, InvalidRequest, PoolError
 
 _CHUNK: Final = 1 << 20
 _SPARE_BYTES: Final = 1 << 26
@@ -26,6 +26,8 @@ _DIGEST: Final = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 
 Progress = Callable[[int, int], None]
 """Told the bytes done and the bytes in all."""
+
+BUNDLED: Final = "tinydoc is part of the package and cannot be changed; it can be copied"
 
 
 def import_gguf(
@@ -37,6 +39,8 @@ def import_gguf(
     that is none, PoolError when the disk is too full, OSError when a file cannot be read or written.
     """
     target = parse_name(name)
+    if target.key == TINYDOC_NAME.key:
+        raise InvalidRequest(BUNDLED, hint="give the model another name")
     store = Store(models_dir)
     header = _checked(path)
     digest = _copy_in(store, path, progress)

@@ -7,19 +7,19 @@ import hashlib
 from typing import Any
 
 from ollama_adapter.core import gguf
+from ollama_adapter.core.names import ModelName
 from ollama_adapter.embedded import catalog, importer
 from ollama_adapter.embedded.http import Exchange
 from ollama_adapter.embedded.records import encode
 from ollama_adapter.embedded.requests import decode_body
 from ollama_adapter.embedded.service import CLOUD_OFF, Service
-from ollama_adapter.embedded.store import CorruptManifest, Model, open_gguf
+from ollama_adapter.embedded.store import TINYDOC_NAME, CorruptManifest, Model, open_gguf
 from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.errors import InvalidModelFile, ModelNotFound, PoolError
 
 NO_DOWNLOADS = (
     "this daemon never downloads: `ollama-adapter import FILE.gguf NAME` adds a model from a file"
 )
-BUNDLED = "tinydoc is part of the package and cannot be changed; it can be copied"
 
 
 async def tags(service: Service, exchange: Exchange) -> None:
@@ -64,6 +64,11 @@ async def show(service: Service, exchange: Exchange) -> None:
     await exchange.value(catalog.show(model, header, data, verbose=bool(body.get("verbose"))))
 
 
+def _refuse_bundled(name: ModelName) -> None:
+    if name.key == TINYDOC_NAME.key:
+        raise ApiError(400, importer.BUNDLED)
+
+
 async def copy(service: Service, exchange: Exchange) -> None:
     """POST /api/copy"""
     body = decode_body(await exchange.body(), "CopyRequest")
@@ -74,6 +79,7 @@ async def copy(service: Service, exchange: Exchange) -> None:
         except ApiError:
             raise ApiError(400, f'{end} "{body.get(end, "")}" is invalid') from None
     model = _find(service, names[0], f'model "{body["source"]}" not found')
+    _refuse_bundled(names[1])
     if model.bundled:
         importer.create(service.store, names[1], model, {})
     else:
@@ -98,7 +104,7 @@ async def delete(service: Service, exchange: Exchange) -> None:
         raise ApiError(400, "model is required")
     model = _find(service, service.name(text), f"model '{text}' not found")
     if model.bundled:
-        raise ApiError(400, BUNDLED)
+        raise ApiError(400, importer.BUNDLED)
     service.store.delete(model)
     await exchange.whole(200)
 
@@ -132,6 +138,7 @@ async def create(service: Service, exchange: Exchange) -> None:
     """POST /api/create"""
     body = decode_body(await exchange.body(), "CreateRequest")
     name = service.name(body.get("model") or body.get("name") or "")
+    _refuse_bundled(name)
     if not body.get("from") and not body.get("files"):
         raise ApiError(400, "neither 'from' or 'files' was specified")
     if body.get("remote_host"):

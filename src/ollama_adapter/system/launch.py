@@ -14,6 +14,7 @@ from typing import Final
 
 from ollama_adapter.config import LOOPBACK, DaemonConfig, DaemonMode
 from ollama_adapter.errors import (
+    AdapterError,
     ConnectFailed,
     DaemonError,
     DaemonExited,
@@ -75,6 +76,24 @@ class Launcher:
 
     async def find(self) -> Running:
         """The first daemon that can be had. Raises DaemonError; cancelling ends what was begun."""
+        try:
+            return await self._first()
+        except AdapterError:  # one of them is a TimeoutError, which Python counts among OSErrors
+            raise
+        except OSError as error:
+            raise DaemonError(
+                f"no daemon can be started: {error.strerror or type(error).__name__}",
+                hint="look at the limits on open files and processes",
+            ) from error
+
+    async def adoptable(self) -> str:
+        """The version of a daemon that could be adopted at this moment; "" for none."""
+        if self._config.mode in (DaemonMode.AUTO, DaemonMode.ADOPT):
+            with contextlib.suppress(AdapterError, OSError):
+                return (await self._adopt()).version
+        return ""
+
+    async def _first(self) -> Running:
         mode = self._config.mode
         refusals: list[DaemonError] = []
         if mode in (DaemonMode.AUTO, DaemonMode.ADOPT):

@@ -14,7 +14,6 @@ from typing import Final
 
 import msgspec
 import platformdirs
-import psutil
 
 SUFFIX: Final = ".json"
 CLOCK_TICK_S: Final = 0.02  # by which two readings of one start may differ
@@ -41,6 +40,8 @@ class RunFiles:
 
     def write(self, port: int) -> None:
         """This process keeps a daemon on `port`. A directory that cannot be written is no fault."""
+        import psutil  # here and below: nothing is imported before it is needed
+
         mine = Entry(os.getpid(), psutil.Process().create_time(), _boot(), port)
         with contextlib.suppress(OSError):
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,6 +78,8 @@ def _read(path: Path) -> Entry | None:
 
 
 def _is_alive(entry: Entry) -> bool:
+    import psutil
+
     try:
         started = psutil.Process(entry.pid).create_time()
     except (psutil.Error, ValueError, OverflowError):
@@ -89,4 +92,6 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
+        import psutil
+
         return str(round(psutil.boot_time()))

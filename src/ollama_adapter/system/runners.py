@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import psutil
 
 from ollama_adapter.system.clock import Clock
 
@@ -42,6 +41,8 @@ async def look(daemon_pid: int | None, clock: Clock) -> Runners:
 def _look(daemon_pid: int | None) -> _Look | None:
     if daemon_pid is None:
         return None
+    import psutil  # here and not above: nothing is imported before it is needed
+
     spent: dict[int, float] = {}
     runnable = False
     try:

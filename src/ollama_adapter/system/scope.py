@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from ollama_adapter.errors import AdapterError
+
+T = TypeVar("T")
 
 
 class TaskScope:
@@ -26,7 +28,7 @@ class TaskScope:
     def __repr__(self) -> str:
         return f"<TaskScope {len(self._tasks)} running>"
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run `work` in the background until it ends or the scope closes. Raises AdapterError."""
         try:
             self._check()
@@ -37,6 +39,23 @@ class TaskScope:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    async def run(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """The result of `work`, which ends when the scope does: with AdapterError for who waits.
+
+        An error of its own goes to the caller, not to the scope. Cancelling cancels the work.
+        """
+
+        async def capture() -> T | AdapterError:
+            try:
+                return await work
+            except AdapterError as error:
+                return error
+
+        result = await _unless_closed(self.spawn(capture(), name))
+        if isinstance(result, AdapterError):
+            raise result
+        return result
 
     def _check(self) -> None:
         if self._closed:
@@ -64,3 +83,19 @@ class TaskScope:
         if self._crashes:
             crash, self._crashes = self._crashes[0], []
             raise crash
+
+
+async def shared(task: asyncio.Task[T]) -> T:
+    """The result of a task that others wait for, too: cancelling leaves it to them."""
+    return await _unless_closed(asyncio.shield(task))
+
+
+async def _unless_closed(waiting: asyncio.Future[T]) -> T:
+    """A scope that closes cancels its tasks; who waited for one has not been cancelled by that."""
+    try:
+        return await waiting
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise AdapterError("this adapter has been closed", hint="make a new one") from None
