@@ -1,8 +1,12 @@
 """Decides what tinydoc reads: plain documentation, and questions with their answers.
 
-Whole families of modules are held out for validation, chosen by a hash of their name, so nobody picked
-them. A family joins the modules that share text (`heapq` and `_heapq`, `posixpath` and `ntpath`), and a
-held-out text that also occurs in the training part is dropped. Everything is deterministic.
+Two sets are held out for validation, both chosen by a hash of a name, so nobody picked them:
+
+- strict: whole families. A family joins the modules that share text (`heapq` and `_heapq`, `posixpath` and
+  `ntpath`), and a text that also occurs word for word outside of the set is not counted.
+- plain: single modules, with all they say, though a relative that stays in may say the same.
+
+Nothing of either is trained on. Everything is deterministic.
 
     python tools/tinydoc/corpus.py        prints what there is
 """
@@ -24,6 +28,7 @@ END = "<|im_end|>"
 SPECIAL_TOKENS = (BOS, START, END)
 
 HELD_OUT_ONE_IN = 16
+ALWAYS_READ = ("topics", "builtins", "os")  # families; the topics are a single large one
 CHAT_VARIANTS = 8
 COPIES = 2  # of one docstring under different names; `__lt__` alone would come dozens of times
 ANSWER_CHARS = 480
@@ -70,31 +75,50 @@ class Corpus:
 
     plain: list[str]
     chats: list[list[str]]
-    held_out: list[str]
-    held_out_chats: list[str]
-    held_out_families: list[str]
+    strict: list[str]
+    strict_chats: list[str]
+    modules: list[str]
+    modules_chats: list[str]
+    family_names: list[str]
+    module_names: list[str]
+
+    def held_out(self) -> dict[str, list[str]]:
+        """All that is measured, by name."""
+        return {
+            "strict": self.strict,
+            "strict chats": self.strict_chats,
+            "modules": self.modules,
+            "modules' chats": self.modules_chats,
+        }
 
     def digest(self) -> str:
         """A fingerprint: two runs that agree on it trained on the same text."""
         hasher = hashlib.sha256()
-        for texts in (self.plain, *self.chats, self.held_out, self.held_out_chats):
+        for texts in (self.plain, *self.chats, *self.held_out().values()):
             for text in texts:
                 hasher.update(text.encode("utf-8", "surrogatepass") + b"\0")
         return hasher.hexdigest()
 
 
 def build_corpus() -> Corpus:
-    """Collect, split by module family, and render."""
-    entries = limit_copies(collect_entries())
-    train = [entry for entry in entries if not is_held_out(entry.module)]
-    known = {_squeeze(entry.doc) for entry in train}
-    held = [e for e in entries if is_held_out(e.module) and _squeeze(e.doc) not in known]
+    """Collect, split twice, and render."""
+    everything = collect_entries()
+    modules = [entry for entry in everything if is_held_out_module(entry.module)]
+    entries = limit_copies(everything)
+    strict = [entry for entry in entries if in_held_out_family(entry.module)]
+    others = [entry for entry in entries if not in_held_out_family(entry.module)]
+    known = {_squeeze(entry.doc) for entry in others}
+    strict = [entry for entry in strict if _squeeze(entry.doc) not in known]
+    train = [entry for entry in others if not is_held_out_module(entry.module)]
     return Corpus(
         plain=_unique(render_plain(entry) for entry in train),
         chats=[render_chats(train, seed) for seed in range(CHAT_VARIANTS)],
-        held_out=_unique(render_plain(entry) for entry in held),
-        held_out_chats=_pairs(held, random.Random(0)),
-        held_out_families=sorted({family(entry.module) for entry in held}),
+        strict=_unique(render_plain(entry) for entry in strict),
+        strict_chats=_pairs(strict, random.Random(0)),
+        modules=_unique(render_plain(entry) for entry in modules),
+        modules_chats=_pairs(modules, random.Random(0)),
+        family_names=sorted({family(entry.module) for entry in strict}),
+        module_names=sorted({entry.module for entry in modules}),
     )
 
 
@@ -119,11 +143,20 @@ def family(module: str) -> str:
     return FAMILIES.get(name, name)
 
 
-def is_held_out(module: str) -> bool:
-    """One family in sixteen; the topics, a single large family, always stay in."""
+def in_held_out_family(module: str) -> bool:
+    """The strict split: one family in sixteen."""
     name = family(module)
-    digest = hashlib.sha256(f"tinydoc {name}".encode()).digest()
-    return name not in ("topics", "builtins", "os") and digest[0] % HELD_OUT_ONE_IN == 0
+    return name not in ALWAYS_READ and _draw(name) % HELD_OUT_ONE_IN == 0
+
+
+def is_held_out_module(module: str) -> bool:
+    """The plain split: one module in sixteen, whatever its relatives."""
+    return family(module) not in ALWAYS_READ and _draw(f"module {module}") % HELD_OUT_ONE_IN == 0
+
+
+def _draw(name: str) -> int:
+    """A number from 0 to 255 that nobody chose."""
+    return hashlib.sha256(f"tinydoc {name}".encode()).digest()[0]
 
 
 def render_plain(entry: Entry) -> str:
@@ -222,12 +255,13 @@ def _unique(texts: Iterable[str]) -> list[str]:
 def main() -> None:
     """Print the size of every part and a few examples."""
     corpus = build_corpus()
-    parts = {"plain": corpus.plain, "chats": corpus.chats[0], "held out": corpus.held_out}
-    for label, texts in (parts | {"held-out chats": corpus.held_out_chats}).items():
+    parts = {"plain": corpus.plain, "chats": corpus.chats[0]} | corpus.held_out()
+    for label, texts in parts.items():
         print(f"{label:15}{len(texts):7} texts {sum(map(len, texts)):9} characters")
-    print("families held out:", ", ".join(corpus.held_out_families))
+    print("families held out:", ", ".join(corpus.family_names))
+    print("modules held out:", ", ".join(corpus.module_names))
     print("sha256:", corpus.digest())
-    print("\n---\n".join(corpus.chats[0][:5] + corpus.held_out[:3]))
+    print("\n---\n".join(corpus.chats[0][:5] + corpus.strict[:3]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Compares the exported file inside llama.cpp with the checkpoint it came from.
 
-Three questions: does llama.cpp cut text into the same tokens, does it predict the same probabilities (a wrong
-rotary layout or a lost tensor shows here at once), does it continue prompts with the same words. Needs the
-package `xllamacpp`; its server runs in this process, with one thread.
+Does llama.cpp cut text into the same tokens, does it predict the same probabilities (a wrong rotary layout
+or a lost tensor shows here at once), does it continue prompts with the same words? Then: how certain is it
+while it answers, and how well does it predict what it has not read? Needs the package `xllamacpp`; its server
+runs in this process, with one thread.
 
     python tools/tinydoc/verify.py tinydoc.pt src/ollama_adapter/embedded/tinydoc/tinydoc.gguf
 """
@@ -98,6 +99,23 @@ class Engine:
         reply = self.post("/completion", prompt=list(ids), n_predict=count, temperature=0)
         return reply["content"], reply["stop_type"], reply["timings"]["predicted_per_second"]
 
+    def sample(self, ids: Sequence[int], count: int, seed: int) -> tuple[str, list[list[float]]]:
+        """A text at Ollama's defaults, and the five best probabilities at each token, best first."""
+        reply = self.post(
+            "/completion",
+            prompt=list(ids),
+            n_predict=count,
+            n_probs=5,
+            seed=seed,
+            temperature=0.8,
+            top_k=40,
+            top_p=0.9,
+            min_p=0,
+        )
+        steps = [step["top_logprobs"] for step in reply["completion_probabilities"]]
+        best = [sorted((math.exp(c["logprob"]) for c in step), reverse=True) for step in steps]
+        return reply["content"], best
+
 
 def compare_tokens(engine: Engine, tokenizer: Tokenizer, texts: Sequence[str]) -> int:
     """How many texts are cut differently."""
@@ -149,14 +167,34 @@ def continue_greedily(model: TinyDoc, ids: Sequence[int], count: int, ends: set[
 def compare_texts(engine: Engine, model: TinyDoc, tokenizer: Tokenizer) -> None:
     """Print what both write, and where they part."""
     ends = set(tokenizer.encode(BOS + END).ids)
-    chats = [f"{START}user\n{question}{END}\n{START}assistant\n" for question in QUESTIONS]
-    for prompt in (*chats, *RAW):
+    for prompt in (*map(ask, QUESTIONS), *RAW):
         ids = [0, *tokenizer.encode(prompt).ids]
         ours = tokenizer.decode(continue_greedily(model, ids, 100, ends))
         theirs, stop, speed = engine.greedy(ids, 100)
         agreed = next((at for at in range(len(ours)) if ours[at] != theirs[at : at + 1]), len(ours))
         verdict = "same" if ours == theirs else f"part after {agreed} of {len(ours)} characters"
         print(f"--- {prompt!r}\n{theirs}\n[{stop}, {speed:.0f} tok/s, {verdict}]")
+
+
+def show_certainty(engine: Engine, tokenizer: Tokenizer) -> None:
+    """Print sampled answers, and how the probabilities vary from token to token."""
+    steps = []
+    for question in QUESTIONS:
+        ids = [0, *tokenizer.encode(ask(question)).ids]
+        for seed in range(5):
+            text, best = engine.sample(ids, 120, seed)
+            steps += best
+            print(f"--- {question} (seed {seed})\n{text}")
+    for label, count in (("best", 1), ("five best", 5)):
+        values = torch.tensor([sum(step[:count]) for step in steps])
+        levels = values.quantile(torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9]))
+        shown = ", ".join(f"{value:.2f}" for value in levels)
+        print(f"probability of the {label}, at 10, 25, 50, 75, 90 %: {shown}; {len(steps)} tokens")
+
+
+def ask(question: str) -> str:
+    """The prompt that the chat template makes."""
+    return f"{START}user\n{question}{END}\n{START}assistant\n"
 
 
 def check(checkpoint: dict[str, Any], path: Path, predictions: int) -> int:
@@ -170,18 +208,18 @@ def check(checkpoint: dict[str, Any], path: Path, predictions: int) -> int:
     started = time.perf_counter()
     engine = Engine(path, shape.context)
     print(f"loaded in {time.perf_counter() - started:.2f} s")
-    texts = [*AWKWARD, *corpus.held_out[::20], *corpus.chats[0][::500]]
+    texts = [*AWKWARD, *corpus.strict[::20], *corpus.chats[0][::500]]
     wrong = compare_tokens(engine, tokenizer, texts)
     print(f"tokens: {len(texts)} texts, {wrong} cut differently")
-    ids = [[0, *tokenizer.encode(text).ids][:200] for text in corpus.held_out[::predictions]]
+    ids = [[0, *tokenizer.encode(text).ids][:200] for text in corpus.strict[::predictions]]
     for label, value in compare_predictions(engine, models, ids).items():
         print(f"  {label}: {value:.4f}")
     compare_texts(engine, models["f32"], tokenizer)
+    show_certainty(engine, tokenizer)
+    measured = corpus.held_out() | {"read in training": corpus.plain[::15]}
     for name, model in models.items():
-        plain, chats = (
-            evaluate(model, tokenizer, part) for part in (corpus.held_out, corpus.held_out_chats)
-        )
-        print(f"held out, {name}: plain {plain}; chats {chats}", flush=True)
+        for part, texts in measured.items():
+            print(f"{name}, {part}: {evaluate(model, tokenizer, texts)}", flush=True)
     return wrong
 
 
