@@ -70,6 +70,7 @@ class Installed:
         defaults: dict[str, object] = {
             "mode": DaemonMode.OLLAMA,
             "ollama_path": str(self.path),
+            "sandbox": "none",  # it writes beside itself; the jail has tests of its own
             "restart_base_s": 0.01,
             "restart_tries": 3,
         }
@@ -244,9 +245,9 @@ async def test_a_program_that_cannot_be_started_is_said_so(place: Path) -> None:
     path = place / "ollama"
     path.write_text("no program\n")
     path.chmod(0o755)
-    config = DaemonConfig(mode=DaemonMode.OLLAMA, ollama_path=str(path))
+    config = DaemonConfig(mode=DaemonMode.OLLAMA, ollama_path=str(path), restart_tries=1)
     async with supervising(config) as daemon:
-        with pytest.raises(DaemonNotFound, match="cannot be started"):
+        with pytest.raises(DaemonError, match="cannot be started"):
             await daemon.ensure_running()
 
 

@@ -32,6 +32,18 @@ class Tier(StrEnum):
     HIGH = "high"
 
 
+class Sandbox(StrEnum):
+    """What must stand between a spawned daemon and the machine (docs/jail.md).
+
+    ENFORCED takes the best level that the kernel offers, or refuses to start; PARTIAL goes on without an
+    enforced network; NONE without a sandbox.
+    """
+
+    ENFORCED = "enforced"
+    PARTIAL = "partial"
+    NONE = "none"
+
+
 class DaemonMode(StrEnum):
     """Which daemons may be used. AUTO tries to adopt, then the installed Ollama, then the embedded one."""
 
@@ -93,6 +105,8 @@ class DaemonConfig:
     """The `ollama` program to spawn; "" looks on PATH."""
     adopt_uids: tuple[int, ...] = ()
     """Users, besides us, root and `ollama`, whose daemon may be adopted, by their numbers."""
+    sandbox: Sandbox = Sandbox.ENFORCED
+    """What must stand between a spawned daemon and the machine."""
     probe_timeout_s: float = 2.0
     """How long one health request may take."""
     start_timeout_s: float = 60.0

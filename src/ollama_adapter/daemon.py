@@ -130,7 +130,7 @@ class OllamaDaemon:
             address=f"{LOOPBACK}:{self.port}",
             version=running.version if running else found,
             pid=self.pid,
-            sandbox=_sandbox(running),
+            sandbox=running.sandbox if running else "",
             missing=self.missing,
             reason=self._reason,
         )
@@ -241,7 +241,7 @@ class OllamaDaemon:
 
     async def _answers(self, running: Running) -> bool:
         try:
-            await probe(running.port, self._config.probe_timeout_s)
+            await probe(running.dial, running.port, self._config.probe_timeout_s)
         except AdapterError as error:
             self._refuses = isinstance(error, ConnectFailed)
             self._verdict(running, Signal.PROBE_FAILED, str(error))
@@ -316,9 +316,3 @@ def _call(callback: Callable[[DaemonChange], None], change: DaemonChange) -> Non
         callback(change)
     except Exception:
         log.exception("a callback for the daemon's state raised")
-
-
-def _sandbox(running: Running | None) -> str:
-    if running is None:
-        return ""
-    return "adopted, not sandboxed" if running.child is None else "none"

@@ -28,15 +28,20 @@ from ollama_adapter import (
     State,
     StreamConfig,
 )
+from ollama_adapter.config import Sandbox
 from ollama_adapter.core.diagnosis import Stall
 from ollama_adapter.core.energy import EUMapper, profile_for
 from ollama_adapter.errors import (
+    ConnectFailed,
     ContextOverflow,
     ModelNotFound,
     ReadTimeout,
     ResponseError,
     StreamInterrupted,
 )
+from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.jail import levels
+from ollama_adapter.system.jail.policy import Level
 from tests.serving import collect, text_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("machine")]
@@ -69,6 +74,26 @@ def family_of(pid: int) -> list[psutil.Process]:
 def all_gone(processes: list[psutil.Process]) -> None:
     _, left = psutil.wait_procs(processes, timeout=WATCHDOG_S)
     assert not left, f"left behind: {left}"
+
+
+async def test_the_daemon_is_in_the_best_jail_that_holds_here(
+    running: tuple[Orchestrator, list[Frame]],
+) -> None:
+    health = await running[0].adapter.health()
+    decision = levels.decide(levels.probe())
+    assert health.sandbox == decision.level.words
+    assert decision.level in (Level.NAMESPACES, Level.GUARD)
+    if decision.level is Level.NAMESPACES:
+        port = int(health.address.rpartition(":")[2])
+        with pytest.raises(ConnectFailed):  # it has no port on this machine
+            await dial_port(port)()
+
+
+async def test_without_a_sandbox_it_says_so(machine: Path) -> None:
+    config = Config(daemon=DaemonConfig(mode=DaemonMode.EMBEDDED, sandbox=Sandbox.NONE))
+    async with Orchestrator(config) as orchestrator:
+        assert (await orchestrator.adapter.health()).sandbox == "none"
+        assert (await orchestrator.adapter.generate(MODEL, QUESTION, num_predict=3)).text
 
 
 async def test_a_real_model_streams_tokens_with_log_probabilities_and_energy(

@@ -186,6 +186,7 @@ def test_a_daemon_gets_nothing_of_the_environment_but_what_is_allowed(
     environment = settings.daemon_environment(5000, home / "models", "5m")
     ours = {
         "HOME": str(home / ".local/state/ollama-adapter/home"),
+        "TMPDIR": str(home / ".local/state/ollama-adapter/home"),
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "OLLAMA_HOST": "127.0.0.1:5000",
         "OLLAMA_KEEP_ALIVE": "5m",

@@ -178,6 +178,23 @@ def status(
 
 
 @app.command()
+def doctor(as_json: Json = False) -> None:
+    """Tell what is installed and which sandbox holds here, and prove it with harmless attacks.
+
+    Ends with 0 if a daemon can be had and every attack is refused.
+
+    \b
+    Examples:
+      ollama-adapter doctor
+      ollama-adapter doctor --json | jq .level
+    """
+    from ollama_adapter.cli import doctor as command
+    from ollama_adapter.cli.ending import execute
+
+    execute(lambda: command.doctor(as_json=as_json), as_json=as_json)
+
+
+@app.command()
 def models(as_json: Json = False) -> None:
     """List the models on this machine.
 

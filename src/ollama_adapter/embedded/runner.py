@@ -4,16 +4,20 @@ Settings come as one JSON line on stdin, never in argv. The answer is one JSON l
 stdout: {"port": N}, or {"error": reason}. After that the process lives until stdin closes, which is
 when its parent ends, however it ends. Loading holds the interpreter's lock, so besides the thread that
 waits for the end of stdin the kernel is asked for a signal (SIGIO, deadly by default) on it.
-It always leaves with os._exit: the server's destructor can hang. It imports nothing of this package.
+It always leaves with os._exit: the server's destructor can hang. It imports nothing of this package but
+the seal: once the model is loaded and the port is open it gives up, on Linux, the right to open files and
+sockets and to start programs, for all its threads. What sees prompts then can only answer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib
 import json
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -28,6 +32,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the log, not into the report
     try:
         port = _serve(settings)
+        _seal()
         line: dict[str, Any] = {"port": port}
     except ImportError:
         line = {
@@ -60,6 +65,28 @@ def _signal_end_of_parent() -> None:
 
         fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())  # type: ignore[attr-defined,unused-ignore]
         fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)  # type: ignore[attr-defined,unused-ignore]
+
+
+def _seal() -> None:
+    """Where the kernel cannot, or a GPU is at hand (its driver opens what it needs as it goes), the jail
+    around us stays all there is."""
+    if sys.platform != "linux" or _reaches_a_gpu():
+        return
+    package = type(sys)("ollama_adapter")  # without what the package's own __init__ would load
+    package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    sys.modules.setdefault("ollama_adapter", package)
+    with contextlib.suppress(OSError):
+        from ollama_adapter.system.jail import seal
+
+        seal.close()
+
+
+def _reaches_a_gpu() -> bool:
+    for path in (*glob.glob("/dev/nvidia[0-9]*"), *glob.glob("/dev/dri/renderD*"), "/dev/kfd"):
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            return True
+    return False
 
 
 _server: Any = None  # kept: its destructor must never run

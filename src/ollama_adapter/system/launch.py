@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from ollama_adapter.config import LOOPBACK, DaemonConfig, DaemonMode
+from ollama_adapter.config import LOOPBACK, DaemonConfig, DaemonMode, Sandbox
 from ollama_adapter.errors import (
     AdapterError,
     ConnectFailed,
@@ -21,6 +23,7 @@ from ollama_adapter.errors import (
     DaemonNotFound,
     DaemonStartTimeout,
     NotOllama,
+    NotSandboxed,
     PortTaken,
     ReadTimeout,
     TransportError,
@@ -28,6 +31,9 @@ from ollama_adapter.errors import (
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.http import dial_port, find_free_port
+from ollama_adapter.system.jail import levels
+from ollama_adapter.system.jail.paths import daemon_policy, gpu_devices
+from ollama_adapter.system.jail.policy import Level, Policy
 from ollama_adapter.system.probe import probe
 from ollama_adapter.system.process import Child, Exit, spawn
 from ollama_adapter.system.runfile import RunFiles
@@ -54,7 +60,15 @@ class Running:
     child: Child | None = None
 
     async def dial(self) -> socket.socket:
+        """A socket connected to it: over the loopback, or out of its jail. Raises ConnectFailed."""
+        if self.child is not None and self.child.level is not Level.NONE:
+            return await self.child.dial()
         return await dial_port(self.port)()
+
+    @property
+    def sandbox(self) -> str:
+        """The level in force, in words."""
+        return "adopted, not sandboxed" if self.child is None else self.child.level.words
 
     @property
     def ended(self) -> bool:
@@ -124,7 +138,7 @@ class Launcher:
         port = self._config.port
         check_listener(port, self._config.adopt_uids)
         try:
-            version = await probe(port, self._config.probe_timeout_s)
+            version = await probe(dial_port(port), port, self._config.probe_timeout_s)
         except ConnectFailed as error:
             raise DaemonNotFound(
                 f"nothing listens on {LOOPBACK}:{port}", hint=INSTALL_HINT
@@ -145,27 +159,64 @@ class Launcher:
             environment = settings.daemon_environment(port, store, self._keep_alive)
             check_store(store)
             self._tell_of_others()
-            child = await spawn(argv, environment, "/", self._scope)
+            child = await self._jailed(argv, environment, port)
             try:
-                version = await self._until_ready(child, port)
-                self._run_files.write(port)
+                running = Running(origin, port, await self._until_ready(child, port), child)
+                self._run_files.write(0 if child.level is Level.NAMESPACES else port)
                 child.exited.add_done_callback(lambda _: self._run_files.remove())
-                return Running(origin, port, version, child)
+                return running
             except BaseException as error:
                 child.kill()
                 if last or not isinstance(error, PortTaken):
                     raise
         raise AssertionError("the last try returns or raises")
 
+    async def _jailed(self, argv: list[str], environment: Mapping[str, str], port: int) -> Child:
+        """Spawn it in the best jail that holds. Raises NotSandboxed where none does that must."""
+        wish = self._config.sandbox
+        if wish is Sandbox.NONE:
+            return await spawn(argv, environment, "/", self._scope)
+        facts = await asyncio.get_running_loop().run_in_executor(None, levels.probe)
+        failed: tuple[Level, ...] = ()
+        refusal: NotSandboxed | None = None
+        while True:
+            try:
+                level = levels.decide(facts, wish.value, without=failed).level
+            except NotSandboxed as error:
+                raise refusal or error from None
+            try:
+                policy = self._policy(level, argv, environment, port)
+                return await spawn(argv, environment, "/", self._scope, policy)
+            except NotSandboxed as error:
+                log.warning("the daemon cannot be started at level %s", level)
+                refusal = refusal or error
+                failed = (*failed, level)
+
+    @staticmethod
+    def _policy(level: Level, argv: list[str], environment: Mapping[str, str], port: int) -> Policy:
+        return daemon_policy(
+            level,
+            argv,
+            home=environment["HOME"],
+            models=environment["OLLAMA_MODELS"],
+            port=port,
+            gpu=bool(gpu_devices()),
+            models_writable=settings.may_be_written(Path(environment["OLLAMA_MODELS"])),
+            also_read=settings.directories_in(environment),
+        )
+
     def _tell_of_others(self) -> None:
         """One daemon per application; two of them hold every model twice."""
         others = self._run_files.others()
         if others and not self._told:
             self._told = True
+            port = others[0].port
             log.warning(
-                "another application (process %s) keeps a daemon on %s:%s; "
-                "to share it, start this one with OLLAMA_HOST=%s:%s",
-                *(others[0].pid, LOOPBACK, others[0].port, LOOPBACK, others[0].port),
+                "another application (process %s) keeps a daemon, too, and each holds its own models; %s",
+                others[0].pid,
+                f"to share that one, set OLLAMA_HOST={LOOPBACK}:{port}"
+                if port
+                else "to share one, run it yourself: both then adopt it",
             )
 
     async def _until_ready(self, child: Child, port: int) -> str:
@@ -175,7 +226,8 @@ class Launcher:
             if child.exited.done():
                 raise exit_error(child.exited.result(), port)
             with contextlib.suppress(TransportError):
-                return await probe(port, self._config.probe_timeout_s)
+                dial = Running("", port, "", child).dial
+                return await probe(dial, port, self._config.probe_timeout_s)
             await self._clock.sleep_until_ns(self._clock.now_ns() + PROBE_EVERY_NS)
         raise DaemonStartTimeout(
             f"the daemon was not ready within {limit_s:g} s",

@@ -8,14 +8,14 @@ import msgspec
 
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import ConnectFailed, NotOllama, ReadTimeout, TransportError
-from ollama_adapter.system.http import dial_port, encode_request, fetch
+from ollama_adapter.system.http import Dial, encode_request, fetch
 
 PROBE: Final = encode_request("GET", "/api/version")
 MAX_VERSION: Final = 64  # characters
 
 
-async def probe(port: int, limit_s: float) -> str:
-    """The version of the daemon on `port`: HTTP 200 and a version is the only yes.
+async def probe(dial: Dial, port: int, limit_s: float) -> str:
+    """The version of the daemon that `dial` reaches: HTTP 200 and a version is the only yes.
 
     Raises ConnectFailed when nobody listens, NotOllama when somebody else does, and ReadTimeout when
     nobody answers: Ollama opens its port seconds before it does, while it looks for GPUs. Cancelling is
@@ -26,7 +26,7 @@ async def probe(port: int, limit_s: float) -> str:
         hint="stop that program, or set OLLAMA_HOST to another port",
     )
     try:
-        response = await fetch(dial_port(port), PROBE, connect_s=limit_s, answer_s=limit_s)
+        response = await fetch(dial, PROBE, connect_s=limit_s, answer_s=limit_s)
         answer = msgspec.json.decode(response.body, type=dict[str, Any])
     except (ConnectFailed, ReadTimeout):
         raise

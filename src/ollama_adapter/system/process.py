@@ -15,11 +15,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ollama_adapter.errors import DaemonNotFound
+from ollama_adapter.errors import DaemonNotFound, NotSandboxed
+from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.jail.passing import Doorway
+from ollama_adapter.system.jail.policy import Level, Policy
 from ollama_adapter.system.scope import TaskScope
 
 KEEPER: Final = Path(__file__).parent / "jail" / "keeper.py"
@@ -43,12 +46,18 @@ class Child:
         keeper: subprocess.Popen[bytes],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        sockets: socket.socket | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        self._owner = os.getpid()
         self._keeper = keeper
         self._reader = reader
         self._writer = writer
         self._exit = Exit(None)
+        self._doorway = None if sockets is None else Doorway(sockets, self._ask)
+        self._policy = policy
         self.pid = 0
+        self.level = Level.NONE  # in force, as its keeper says
         self.watcher: asyncio.Task[None] | None = None
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -63,13 +72,25 @@ class Child:
     async def start(self, spec: Mapping[str, Any]) -> None:
         """Hand the keeper its order. Raises DaemonNotFound when the program cannot be started."""
         self._writer.write(_line(spec))
-        line = await self._reader.readline()
         answer: dict[str, Any] = {"event": "failed", "reason": "its keeper died"}
-        if line:
-            answer = json.loads(line)
+        with contextlib.suppress(OSError):  # killed with our order unread, it resets the connection
+            if line := await self._reader.readline():
+                answer = json.loads(line)
         if answer["event"] != "spawned":
-            raise DaemonNotFound(f"{spec['argv'][0]} cannot be started: {answer['reason']}")
+            kind = DaemonNotFound if self._policy is None else NotSandboxed
+            raise kind(f"{spec['argv'][0]} cannot be started: {answer['reason']}")
         self.pid = answer["pid"]
+        self.level = Level(answer["level"])
+
+    async def dial(self) -> socket.socket:
+        """A non-blocking socket connected to the daemon. Raises ConnectFailed. Cancelling is safe."""
+        if self.level is Level.NAMESPACES and self._doorway is not None:
+            return await self._doorway.dial()
+        assert self._policy is not None, "without a policy the port is the caller's"
+        return await dial_port(self._policy.ports[0])()
+
+    def _ask(self, number: int) -> None:
+        self._writer.write(_line({"do": "connect", "id": number}))
 
     async def watch(self) -> None:
         """Until the daemon or its keeper has ended; cancelling it ends both."""
@@ -97,9 +118,16 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        """End the group at once and reap its leader. Idempotent; never waits long."""
+        """End the group at once and reap its leader. Idempotent; never waits long.
+
+        A forked child of the application has a copy of us, and no right to end the daemon.
+        """
+        if os.getpid() != self._owner:
+            return
         _end_group(self._keeper)
         self._writer.close()
+        if self._doorway is not None:
+            self._doorway.close()
 
 
 def _end_group(leader: subprocess.Popen[bytes]) -> None:
@@ -109,18 +137,32 @@ def _end_group(leader: subprocess.Popen[bytes]) -> None:
         leader.wait()
 
 
-async def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, scope: TaskScope) -> Child:
-    """Start `argv` under a keeper of its own. Raises DaemonNotFound when it cannot be started."""
-    keeper, control = _start_keeper()
+async def spawn(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str,
+    scope: TaskScope,
+    policy: Policy | None = None,
+) -> Child:
+    """Start `argv` under a keeper of its own, in the jail of `policy`.
+
+    Raises DaemonNotFound when it cannot be started, NotSandboxed when it, or its jail, cannot be.
+    """
+    spec = {"argv": list(argv), "env": dict(env), "cwd": cwd, "parent": os.getpid()}
+    if policy is not None and policy.level is not Level.NONE:
+        spec["policy"] = asdict(policy)
+    keeper, control, sockets = _start_keeper(jailed="policy" in spec)
     try:
         streams = await asyncio.open_connection(sock=control, limit=LINE_LIMIT)
     except BaseException:
-        control.close()
+        for each in (control, sockets):
+            if each is not None:
+                each.close()
         _end_group(keeper)
         raise
-    child = Child(keeper, *streams)
+    child = Child(keeper, *streams, sockets, policy)
     try:
-        await child.start({"argv": list(argv), "env": dict(env), "cwd": cwd, "parent": os.getpid()})
+        await child.start(spec)
         child.watcher = scope.spawn(child.watch(), name="daemon output")
         child.watcher.add_done_callback(child.conclude)
     except BaseException:
@@ -129,24 +171,32 @@ async def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, scope: Ta
     return child
 
 
-def _start_keeper() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A keeper that waits for its order, and our end of the socket to it."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(KEEPER), str(theirs.fileno())],
-                env={},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError as error:
+def _start_keeper(
+    *, jailed: bool
+) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket | None]:
+    """A keeper that waits for its order, our end of the socket to it, and of one for sockets."""
+    pairs = [socket.socketpair()]
+    if jailed:
+        pairs.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    fds = [theirs.fileno() for _, theirs in pairs]
+    try:
+        keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(KEEPER), *map(str, fds)],
+            env={},
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        for ours, _ in pairs:
             ours.close()
-            raise DaemonNotFound(f"no process can be started: {error.strerror}") from error
-    return keeper, ours
+        raise DaemonNotFound(f"no process can be started: {error.strerror}") from error
+    finally:
+        for _, theirs in pairs:
+            theirs.close()
+    return keeper, pairs[0][0], pairs[1][0] if jailed else None
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ CLOCK_TICK_S: Final = 0.02  # by which two readings of one start may differ
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An application that keeps a daemon on `port`."""
+    """An application that keeps a daemon on `port`; 0: nobody else can reach it."""
 
     pid: int
     started: float

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-
 from ollama_adapter.system.clock import Clock
 
 LOOK_NS: Final = 200_000_000  # between two looks at the CPU time

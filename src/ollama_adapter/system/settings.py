@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +33,6 @@ PASSED_ON: Final = (
     "PYTHONPATH",
     "PYTHONPYCACHEPREFIX",
     "ROCR_VISIBLE_DEVICES",
-    "TMPDIR",
     "OLLAMA_CONTEXT_LENGTH",
     "OLLAMA_FLASH_ATTENTION",
     "OLLAMA_GPU_OVERHEAD",
@@ -84,6 +84,11 @@ def models_dir(config: DaemonConfig) -> Path:
     return ollamas if ollamas.is_dir() else platformdirs.user_data_path(APPLICATION) / "models"
 
 
+def may_be_written(store: Path) -> bool:
+    """The daemon may change this store. Root's daemon is another user: it would have to be given away."""
+    return os.geteuid() != 0 or store.is_relative_to(platformdirs.user_data_path(APPLICATION))
+
+
 def find_ollama(config: DaemonConfig) -> str | None:
     """The absolute path of the `ollama` program; None when there is none, ConfigError when one is named."""
     found = shutil.which(config.ollama_path or "ollama")
@@ -117,6 +122,7 @@ def daemon_environment(port: int, store: Path, keep_alive: str) -> dict[str, str
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return passed_on | {
         "HOME": str(home),
+        "TMPDIR": str(home),
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "OLLAMA_HOST": f"127.0.0.1:{port}",
         "OLLAMA_KEEP_ALIVE": keep_alive,
@@ -125,3 +131,9 @@ def daemon_environment(port: int, store: Path, keep_alive: str) -> dict[str, str
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_REMOTES": "",
     }
+
+
+def directories_in(environment: Mapping[str, str]) -> list[str]:
+    """What the search paths in a daemon's environment name, which it must be able to read."""
+    paths = [environment.get(name, "") for name in ("LD_LIBRARY_PATH", "PYTHONPATH")]
+    return [each for path in paths for each in path.split(os.pathsep) if os.path.isdir(each)]

@@ -5,9 +5,15 @@ daemon and of everything that one starts, drains the daemon's output into a boun
 speaks with the application over a socket, a line of JSON per message. When that socket closes, or the
 application's process ends, however it ended, the keeper kills the group and itself.
 
-In:  {"argv", "env", "cwd", "parent"} once, then {"do": "stop", "grace_s"} or {"do": "tail"}
-Out: {"event": "spawned", "pid"} or {"event": "failed", "reason"}; {"event": "tail", "tail"};
+In:  {"argv", "env", "cwd", "parent"} once, with a "policy" or without; then {"do": "stop", "grace_s"},
+     {"do": "tail"} or {"do": "connect", "id"}
+Out: {"event": "spawned", "pid", "level"} or {"event": "failed", "reason"}; {"event": "tail", "tail"};
      {"event": "exited", "returncode", "tail"} as the last line
+
+With a policy the trampoline is spawned instead of the program (`jailed`), and the level is the policy's:
+where it cannot be had, nothing is spawned. In namespaces the daemon has no port of ours: "connect" is
+answered on a second socket, by datagrams: {"event": "connected", "id"} with the connected socket, or
+{"event": "refused", "id", "reason"}.
 """
 
 from __future__ import annotations
@@ -30,8 +36,10 @@ LINGER_S = 1.0  # for the application to read our last line; it kills us as soon
 class Keeper:
     """The loop that waits for the daemon, the application and the clock."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, sockets: socket.socket | None = None) -> None:
         self._control = control
+        self._sockets = sockets
+        self._jailed: Any = None
         self._selector = selectors.DefaultSelector()
         self._ring = bytearray()
         self._deadline: float | None = None
@@ -79,14 +87,7 @@ class Keeper:
 
     def _spawn(self, spec: dict[str, Any]) -> bool:
         try:
-            self._daemon = subprocess.Popen(
-                spec["argv"],
-                env=spec["env"],
-                cwd=spec["cwd"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            self._daemon = self._spawn_jailed(spec) if "policy" in spec else _spawn_plain(spec)
         except OSError as error:
             self._send({"event": "failed", "reason": error.strerror or "it cannot be started"})
             return False
@@ -94,8 +95,20 @@ class Keeper:
         assert output is not None
         os.set_blocking(output.fileno(), False)
         self._selector.register(output, selectors.EVENT_READ, self._drain)
-        self._send({"event": "spawned", "pid": self._daemon.pid})
+        pid, level = self._daemon.pid, "none"
+        if self._jailed is not None:
+            self._jailed.register(self._selector)
+            pid, level = self._jailed.pid, self._jailed.level
+        self._send({"event": "spawned", "pid": pid, "level": level})
         return True
+
+    def _spawn_jailed(self, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+        from ollama_adapter.system.jail.jailed import Jailed
+
+        assert self._sockets is not None
+        self._jailed = Jailed(spec, self._sockets)
+        process: subprocess.Popen[bytes] = self._jailed.start()
+        return process
 
     def _watch_parent(self, parent: int) -> None:
         """A forked worker of the application may hold its socket open: watch the process too."""
@@ -121,6 +134,8 @@ class Keeper:
                 self._stop(time.monotonic() + float(message["grace_s"]))
             elif message["do"] == "tail":
                 self._send({"event": "tail", "tail": self._tail()})
+            elif message["do"] == "connect" and self._jailed is not None:
+                self._jailed.connect(int(message["id"]))
 
     def _stop(self, deadline: float) -> None:
         """Asked again, the daemon is not interrupted while it cleans up; the shorter grace holds."""
@@ -146,7 +161,9 @@ class Keeper:
         assert self._daemon is not None and self._daemon.stdout is not None
         if self._daemon.stdout in self._selector.get_map():
             self._drain()
-        code = self._daemon.returncode
+        code: int | None = self._daemon.returncode
+        if self._jailed is not None:
+            code = self._jailed.final_code(code)
         self._send({"event": "exited", "returncode": code, "tail": self._tail()})
         self._linger()
 
@@ -171,9 +188,31 @@ class Keeper:
         os.killpg(0, signal.SIGKILL)
 
 
+def _spawn_plain(spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        spec["argv"],
+        env=spec["env"],
+        cwd=spec["cwd"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def find_siblings() -> None:
+    """The package's own __init__ would load all of it: a package without one stands in."""
+    package = type(sys)("ollama_adapter")
+    here = os.path.abspath(__file__)
+    package.__path__ = [os.path.dirname(os.path.dirname(os.path.dirname(here)))]
+    sys.modules["ollama_adapter"] = package
+
+
 def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
-    keeper = Keeper(control)
+    find_siblings()
+    control, *others = (socket.socket(fileno=int(each)) for each in sys.argv[1:])
+    for each in (control, *others):
+        each.set_inheritable(False)
+    keeper = Keeper(control, *others)
     try:
         keeper.run()
     finally:

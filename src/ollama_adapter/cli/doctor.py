@@ -1,0 +1,94 @@
+"""`doctor`: what is installed, which level of the jail holds here, and the proof."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Coroutine
+from typing import Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ollama_adapter.cli.draw import BAD, GOOD, LABEL
+from ollama_adapter.cli.output import console, harmless, print_json
+from ollama_adapter.config import Config
+from ollama_adapter.errors import NotSandboxed
+from ollama_adapter.system import settings
+from ollama_adapter.system.jail import levels
+from ollama_adapter.system.jail.policy import Level
+from ollama_adapter.system.jail.proof import Proof, prove
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Findings:
+    """What the doctor sees; `level` is "" where the daemon would not be started."""
+
+    python: str
+    ollama: str
+    embedded: bool
+    models_dir: str
+    sandbox: str
+    level: str
+    reasons: tuple[str, ...]
+    proofs: tuple[Proof, ...]
+
+    @property
+    def healthy(self) -> bool:
+        installed = bool(self.ollama) or self.embedded
+        return installed and bool(self.level) and all(each.refused for each in self.proofs)
+
+
+def doctor(*, as_json: bool) -> Coroutine[Any, Any, None]:
+    return _doctor(settings.load_config(), as_json)
+
+
+async def _doctor(config: Config, as_json: bool) -> None:
+    findings = await _examine(config)
+    if as_json:
+        print_json({**dataclasses.asdict(findings), "healthy": findings.healthy})
+    else:
+        _show(findings)
+    if not findings.healthy:
+        raise typer.Exit(1)
+
+
+async def _examine(config: Config) -> Findings:
+    level = Level.NONE
+    reasons: tuple[str, ...] = ()
+    refused = ""
+    try:
+        decision = levels.decide(levels.probe(), config.daemon.sandbox.value)
+        level, reasons = decision.level, decision.reasons
+    except NotSandboxed as error:
+        refused = str(error)
+    proofs = await prove(level) if level is not Level.NONE else []
+    return Findings(
+        python=platform.python_version(),
+        ollama=settings.find_ollama(config.daemon) or "",
+        embedded=settings.has_embedded_engine(),
+        models_dir=str(settings.models_dir(config.daemon)),
+        sandbox=config.daemon.sandbox.value,
+        level="" if refused else level.value,
+        reasons=(refused,) if refused else reasons,
+        proofs=tuple(proofs),
+    )
+
+
+def _show(findings: Findings) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style=LABEL)
+    table.add_column(overflow="fold")
+    table.add_row("Python", findings.python)
+    table.add_row("Ollama", Text(harmless(findings.ollama or "not installed")))
+    table.add_row("embedded", "installed" if findings.embedded else "not installed")
+    table.add_row("models in", Text(harmless(findings.models_dir)))
+    level = Level(findings.level).words if findings.level else "none holds: no daemon is started"
+    table.add_row("sandbox", Text(level, GOOD if findings.level else BAD))
+    for reason in findings.reasons:
+        table.add_row("", Text(harmless(reason), LABEL))
+    for proof in findings.proofs:
+        shown = f"refused: {proof.reason}" if proof.refused else "SUCCEEDED"
+        table.add_row(proof.attempt, Text(harmless(shown), GOOD if proof.refused else BAD))
+    console().print(table)

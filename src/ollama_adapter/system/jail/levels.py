@@ -1,0 +1,91 @@
+"""Which level of the jail is taken: a pure decision, and the one probe that it is made from."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ollama_adapter.errors import NotSandboxed
+from ollama_adapter.system.jail.policy import Level
+
+TRAMPOLINE: Final = Path(__file__).with_name("trampoline.py")
+PROBE_S: Final = 10.0
+WISHES: Final = ("enforced", "partial", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What holds here. A reason is why something cannot be had, and empty where it can."""
+
+    landlock: int = 0
+    seccomp: str = ""
+    notify: str = ""
+    namespaces: str = ""
+    elsewhere: str = ""  # not Linux, or a processor we have no table for
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The level to use, and why not a better one."""
+
+    level: Level
+    reasons: tuple[str, ...] = ()
+
+
+def decide(facts: Facts, wish: str = "enforced", *, without: tuple[Level, ...] = ()) -> Decision:
+    """The best level that holds here. Raises NotSandboxed where none does and none was asked for.
+
+    `wish`: "enforced" takes `namespaces` or `guard`, "partial" also less than that (the network is then
+    not enforced), "none" no jail at all. `without` leaves levels out: they have been tried in vain.
+    """
+    if wish not in WISHES:
+        raise NotSandboxed(f"sandbox is one of {', '.join(WISHES)}, not {wish!r}")
+    if wish == "none":
+        return Decision(Level.NONE, ("switched off by the user",))
+    reasons: list[str] = []
+    for level, missing in _needs(facts):
+        if level is Level.PARTIAL and wish != "partial":
+            break
+        if not missing and level not in without:
+            return Decision(level, tuple(reasons))
+        reasons.append(f"{level}: {missing or 'it failed'}")
+    if wish == "partial" and facts.elsewhere:
+        return Decision(Level.NONE, tuple(reasons))
+    raise NotSandboxed(
+        f"no sandbox can be enforced here ({'; '.join(reasons)})",
+        hint='sandbox="partial" goes on without an enforced network, sandbox="none" without a sandbox',
+    )
+
+
+def _needs(facts: Facts) -> list[tuple[Level, str]]:
+    """Each level, best first, and what it lacks here."""
+    common = facts.elsewhere or facts.seccomp or ("" if facts.landlock else "no Landlock")
+    return [
+        (Level.NAMESPACES, common or facts.namespaces),
+        (Level.GUARD, common or facts.notify),
+        (Level.PARTIAL, common),
+    ]
+
+
+@functools.cache
+def probe() -> Facts:
+    """Ask the machine, once. Blocks for some 40 ms the first time."""
+    if sys.platform != "linux":
+        return Facts(elsewhere=f"not kernel-enforced on {sys.platform}")
+    try:
+        told = subprocess.run(
+            [sys.executable, "-I", "-S", str(TRAMPOLINE), "probe"],
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_S,
+            check=True,
+        )
+        return Facts(**json.loads(told.stdout))
+    except (OSError, ValueError, TypeError, subprocess.SubprocessError) as error:
+        return Facts(elsewhere=f"the probe failed ({type(error).__name__})")
