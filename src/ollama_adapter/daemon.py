@@ -28,7 +28,7 @@ from ollama_adapter.errors import (
     DaemonNotFound,
 )
 from ollama_adapter.events import DaemonChange, Health
-from ollama_adapter.system.channel import Channel
+from ollama_adapter.system.bulletin import Bulletin
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.launch import Launcher, Running, is_transient
 from ollama_adapter.system.probe import probe
@@ -64,9 +64,7 @@ class OllamaDaemon:
         self._supervisor: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None  # what the supervisor waits for
         self._refuses = False  # nobody listened at the last probe
-        self._waiting: set[asyncio.Future[AdapterError | None]] = set()
-        self._callbacks: list[Callable[[DaemonChange], None]] = []
-        self._streams: list[Channel[DaemonChange]] = []
+        self._bulletin = Bulletin()
         self.last_token_ns: Callable[[], int] = lambda: 0
         self.starts = 0  # how many daemons it has been: what was in memory is gone with each
 
@@ -108,7 +106,7 @@ class OllamaDaemon:
             self._supervisor = self._scope.spawn(self._supervise(), name="daemon supervisor")
         elif self._state is DaemonState.FAILED:
             self._alarm()
-        error = await self._until_settled()
+        error = await self._bulletin.until_settled()
         if error is not None:
             raise error
 
@@ -137,13 +135,11 @@ class OllamaDaemon:
 
     def on_change(self, callback: Callable[[DaemonChange], None]) -> None:
         """Call `callback` at every change of state. What it raises is logged."""
-        self._callbacks.append(callback)
+        self._bulletin.on_change(callback)
 
     def changes(self) -> AsyncIterator[DaemonChange]:
         """Every change of state from this call on; it ends when the daemon is stopped."""
-        channel: Channel[DaemonChange] = Channel(1 << 16, 1 << 30)
-        self._streams.append(channel)
-        return _read(channel)
+        return self._bulletin.changes()
 
     async def stop(self) -> None:
         """Stop what we spawned and forget what we adopted. Idempotent. Cancelling kills it at once."""
@@ -157,9 +153,10 @@ class OllamaDaemon:
             await running.child.stop(self._config.stop_grace_s)
         if self._state is DaemonState.STOPPING:
             self._signal(Signal.ENDED)
-        self._settle(DaemonNotFound("the adapter was closed while its daemon was starting"))
-        for channel in self._streams:
-            channel.end()
+        self._bulletin.settle(
+            DaemonNotFound("the adapter was closed while its daemon was starting")
+        )
+        self._bulletin.end()
 
     # The supervisor
 
@@ -171,7 +168,9 @@ class OllamaDaemon:
         ) as crash:  # a fault of ours, or the end of the loop: nobody waits for ever
             if self._state is not DaemonState.STOPPING:
                 self._running, self._state = None, DaemonState.STOPPED
-                self._settle(DaemonError(f"the supervisor ended by {type(crash).__name__}"))
+                self._bulletin.settle(
+                    DaemonError(f"the supervisor ended by {type(crash).__name__}")
+                )
             raise
 
     async def _live(self) -> None:
@@ -258,7 +257,7 @@ class OllamaDaemon:
     async def _give_up(self, error: AdapterError) -> None:
         """Nothing more is tried until somebody asks again."""
         self._signal(Signal.GAVE_UP, str(error))
-        self._settle(error)
+        self._bulletin.settle(error)
         self._wake = asyncio.get_running_loop().create_future()
         await self._wake
         self._backoff.reset()
@@ -282,37 +281,6 @@ class OllamaDaemon:
             return
         self._reason = reason
         log.info("the daemon is %s", self._state)
-        change = DaemonChange(self._state.value, reason, self._clock.now_ns())
-        for channel in self._streams:
-            channel.put(change, 0)
-            channel.flush()
-        for callback in self._callbacks:
-            _call(callback, change)
+        self._bulletin.publish(DaemonChange(self._state.value, reason, self._clock.now_ns()))
         if self._state is DaemonState.READY:
-            self._settle(None)
-
-    def _settle(self, error: AdapterError | None) -> None:
-        """Tell those who wait for a daemon: there is one, or why not."""
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(error)
-
-    async def _until_settled(self) -> AdapterError | None:
-        waiter: asyncio.Future[AdapterError | None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiter)
-        try:
-            return await waiter
-        finally:
-            self._waiting.discard(waiter)
-
-
-async def _read(channel: Channel[DaemonChange]) -> AsyncIterator[DaemonChange]:
-    while (change := await channel.get()) is not None:
-        yield change
-
-
-def _call(callback: Callable[[DaemonChange], None], change: DaemonChange) -> None:
-    try:
-        callback(change)
-    except Exception:
-        log.exception("a callback for the daemon's state raised")
+            self._bulletin.settle(None)
