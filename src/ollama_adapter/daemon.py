@@ -163,9 +163,8 @@ class OllamaDaemon:
     async def _supervise(self) -> None:
         try:
             await self._live()
-        except (
-            BaseException
-        ) as crash:  # a fault of ours, or the end of the loop: nobody waits for ever
+        except BaseException as crash:
+            # A fault of ours, or the end of the loop: nobody waits for ever.
             if self._state is not DaemonState.STOPPING:
                 self._running, self._state = None, DaemonState.STOPPED
                 self._bulletin.settle(

@@ -116,9 +116,8 @@ class ModelPool:
             resident = await self._is_resident(model)
             embeds = "embedding" in shown.get("capabilities", ())
             request = load_request(model, keep_alive, options, embedding=embeds)
-            if (
-                keep_alive_ns(request.keep_alive) > 0
-            ):  # else the daemon would unload it, not load it
+            # With a keep-alive of 0 the daemon would unload it, not load it.
+            if keep_alive_ns(request.keep_alive) > 0:
                 await self._client.load(request)
         except AdapterError as error:
             return error

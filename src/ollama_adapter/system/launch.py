@@ -70,10 +70,6 @@ class Running:
         """The level in force, in words."""
         return "adopted, not sandboxed" if self.child is None else self.child.level.words
 
-    @property
-    def ended(self) -> bool:
-        return self.child is not None and self.child.exited.done()
-
 
 class Launcher:
     """Knows how this application may get a daemon."""
