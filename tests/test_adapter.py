@@ -25,6 +25,7 @@ from ollama_adapter.errors import (
     ConnectFailed,
     ContextOverflow,
     GenerationError,
+    Interruption,
     InvalidRequest,
     ModelNotFound,
     ProtocolError,
@@ -317,8 +318,9 @@ async def test_a_silent_daemon_is_given_up_within_the_limits() -> None:
         await until_closed(daemon, 1)
     for each in (limits, StreamConfig(next_token_s=0.05)):
         async with served(Endless(), each) as (adapter, _):
-            with pytest.raises(ReadTimeout, match="next token"):
+            with pytest.raises(StreamInterrupted, match="next token") as caught:
                 await adapter.generate("m", "p")
+            assert caught.value.reason is Interruption.STALLED
 
 
 async def test_a_slow_reader_makes_the_daemon_wait_and_loses_nothing() -> None:

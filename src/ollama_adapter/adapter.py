@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from ollama_adapter.backing import Backing
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import Config
 from ollama_adapter.core.diagnosis import Evidence, Stall, diagnose
@@ -19,14 +20,13 @@ from ollama_adapter.core.requests import Request, chat_request, embed_request, g
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.decipher import Decipher
-from ollama_adapter.errors import AdapterError, ConnectFailed, InvalidRequest
+from ollama_adapter.errors import AdapterError
 from ollama_adapter.events import Answer, Channel, Embeddings, Health, Statistics
 from ollama_adapter.pool import ModelPool
 from ollama_adapter.session import Session
 from ollama_adapter.stream import SessionRegistry, TokenStream
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock, SystemClock
-from ollama_adapter.system.http import Exchange, Sink
 from ollama_adapter.system.runners import look
 from ollama_adapter.system.scope import TaskScope
 
@@ -57,7 +57,7 @@ class OllamaAdapter:
         self.client = OllamaClient(self.daemon.dial, self.config.stream.connect_s)
         self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock)
         self._sessions = SessionRegistry(self._scope)
-        self._starts_seen = 0
+        self._backing = Backing(self.daemon, self.client, self.pool)
         self._closed = False
         self.daemon.last_token_ns = self._sessions.last_token_ns
         if decipher is not None:
@@ -71,10 +71,7 @@ class OllamaAdapter:
     async def ensure_running(self) -> None:
         """Until a daemon is ready. Idempotent. Raises DaemonError. Cancelling is safe."""
         self._check_open()
-        await self.daemon.ensure_running()
-        if self.daemon.starts != self._starts_seen:
-            self._starts_seen = self.daemon.starts
-            self.pool.forget()
+        await self._backing.ensure_running()
 
     def generate_stream(self, model: str, prompt: str, **kwargs: Any) -> TokenStream:
         """The tokens of an answer, as they come.
@@ -177,7 +174,7 @@ class OllamaAdapter:
             request,
             Statistics(session_id, model, served_by=model),
             EUMapper(self._profile),
-            self._open,
+            self._backing,
             self.config.stream,
             self.config.energy.tier,
             self._clock,
@@ -185,31 +182,6 @@ class OllamaAdapter:
             self._explain,
         )
         return self._sessions.register(session)
-
-    async def _open(self, session: Session, sink: Sink) -> Exchange:
-        """Daemon, model, connection: what every generation needs, in that order."""
-        try:
-            return await self._open_once(session, sink)
-        except ConnectFailed:
-            await self.daemon.check()  # it may have died since we last heard of it
-            return await self._open_once(session, sink)
-
-    async def _open_once(self, session: Session, sink: Sink) -> Exchange:
-        await self.ensure_running()
-        request = session.request
-        warm = await self.pool.ensure_loaded(
-            request.model, keep_alive=request.keep_alive, reloading=request.reloading
-        )
-        session.statistics.warm = warm
-        session.statistics.degraded = request.ungranted(self.daemon.missing)
-        if request.renders and "_debug_render_only" in session.statistics.degraded:
-            raise InvalidRequest(
-                "this Ollama is too old for _debug_render_only, and would answer instead",
-                hint="update Ollama",
-            )
-        exchange = await self.client.generate(request, sink)
-        self.pool.used(request.model, request.reloading, request.keep_alive)
-        return exchange
 
     async def _explain(self, session: Session) -> Stall:
         await self.daemon.check()

@@ -64,6 +64,10 @@ class OllamaClient:
             )
         return Embeddings(request.model, vectors, count)
 
+    async def ask(self, request: Request, answer_s: float) -> dict[str, Any]:
+        """The answer to a request that does not stream, such as for the rendered prompt."""
+        return await self._send(request, answer_s=answer_s)
+
     async def generate(self, request: Request, sink: Sink) -> Exchange:
         """Open a streaming generation; its body goes to `sink` as it arrives."""
         data = encode_request("POST", request.path, request.body)

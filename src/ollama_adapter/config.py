@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from ollama_adapter.conversion import build, positive, put, typed
+from ollama_adapter.conversion import build, not_negative, positive, put, typed
 from ollama_adapter.errors import ConfigError, NotLoopback
 
 LOOPBACK: Final = "127.0.0.1"
@@ -155,10 +155,23 @@ class StreamConfig:
     """How many tokens may wait for a slow reader before the daemon is made to wait."""
     buffer_bytes: int = 1 << 20
     """The same, in characters of text."""
+    resume_tries: int = 3
+    """How often one answer may go on after an interruption; 0: it ends at the first one."""
+    resume_s: float = 120.0
+    """Limit from an interruption to the next token: a daemon and a model may have to start meanwhile."""
+    resume_tokens: int = 2048
+    """The longest part of an answer that is computed once more in order to go on."""
+    cache_bytes: int = 16 << 20
+    """Memory for whole answers, given again when no daemon can be had; 0: none is kept."""
+    cache_s: float = 3600.0
+    """How old such an answer may be."""
 
     def __post_init__(self) -> None:
         typed(self)
-        positive(self, *(each.name for each in dataclasses.fields(self)))
+        may_be_zero = ("resume_tries", "resume_tokens", "cache_bytes")
+        names = [each.name for each in dataclasses.fields(self)]
+        positive(self, *(each for each in names if each not in may_be_zero))
+        not_negative(self, *may_be_zero)
 
 
 @dataclass(frozen=True, slots=True)

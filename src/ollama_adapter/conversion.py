@@ -28,6 +28,13 @@ def positive(slice_: object, *names: str) -> None:
             raise ConfigError(f"{name} is {value}, and must be above 0")
 
 
+def not_negative(slice_: object, *names: str) -> None:
+    for name in names:
+        value = getattr(slice_, name)
+        if not value >= 0:
+            raise ConfigError(f"{name} is {value}, and must not be negative")
+
+
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for step in path[:-1]:
         tree = tree.setdefault(step, {})

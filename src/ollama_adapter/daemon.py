@@ -35,6 +35,7 @@ from ollama_adapter.system.probe import probe
 from ollama_adapter.system.scope import TaskScope
 
 SILENCES: Final = 3  # probes in a row without an answer, and it counts as dead
+EMBEDDED_SUFFIX: Final = "-embedded"  # of the version that our own daemon gives
 SUSPICION_NS: Final = 1_000_000_000  # between probes, once one has failed
 
 log = logging.getLogger("ollama_adapter")
@@ -89,6 +90,11 @@ class OllamaDaemon:
     def missing(self) -> tuple[str, ...]:
         """The request fields that this daemon is too old to know."""
         return missing_features(self._running.version) if self._running else ()
+
+    @property
+    def embedded(self) -> bool:
+        """It is the one of this package, whoever started it."""
+        return self._running is not None and self._running.version.endswith(EMBEDDED_SUFFIX)
 
     async def dial(self) -> socket.socket:
         """A socket connected to the daemon of this moment. Raises ConnectFailed."""

@@ -99,6 +99,10 @@ class Decipher:
         if self._wake is not None:
             self._awaken()
 
+    def interrupted(self, session_id: str) -> None:
+        """A session's stream was cut and is to go on: frames show that it stalls."""
+        self._composer.interrupt(session_id, self._clock.now_ns())
+
     def ended(self, session_id: str) -> None:
         """A session is over; frames show it until it has drained."""
         self._composer.end(session_id, self._clock.now_ns())

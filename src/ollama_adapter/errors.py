@@ -15,6 +15,20 @@ names, never of a prompt or an answer.
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Any
+
+
+class Interruption(StrEnum):
+    """Why a stream ended before its last record."""
+
+    CUT = "the connection was cut"
+    NO_LAST_RECORD = "the answer ended without its last record"
+    RUNNER_DIED = "the process that ran the model died"
+    DAEMON_ERROR = "the daemon reported an error"
+    STALLED = "no token came within the limit"
+    DIVERGED = "the second run of the request went another way"
+
 
 class AdapterError(Exception):
     """The root of everything we raise. `hint` tells the user what to do next ("" when nothing helps)."""
@@ -185,13 +199,28 @@ class GenerationError(AdapterError):
 
 
 class StreamInterrupted(GenerationError):
-    """The stream ended without its last record: `tokens` events were delivered before."""
+    """The stream ended without its last record, and could not go on; `tokens` events came before.
+
+    `reason` is why it was cut; `refusals` say of every way to go on why it was not taken, or how it failed;
+    `statistics` is the session's account (ollama_adapter.Statistics; None outside of a session).
+    """
 
     def __init__(
-        self, message: str, *, session_id: str = "", tokens: int = 0, hint: str = ""
+        self,
+        message: str,
+        *,
+        session_id: str = "",
+        tokens: int = 0,
+        reason: Interruption = Interruption.CUT,
+        refusals: tuple[str, ...] = (),
+        statistics: Any = None,
+        hint: str = "",
     ) -> None:
         super().__init__(message, session_id=session_id, hint=hint)
         self.tokens = tokens
+        self.reason = reason
+        self.refusals = refusals
+        self.statistics = statistics
 
 
 class SessionNotFound(GenerationError):

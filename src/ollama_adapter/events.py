@@ -24,6 +24,17 @@ class Source(StrEnum):
     CACHED = "cached"
 
 
+class Way(StrEnum):
+    """How a stream that was interrupted goes on, the most exact way first (docs/streams.md)."""
+
+    TOKENS = "tokens"  # from the ids of the tokens so far: the embedded daemon only
+    RERUN = (
+        "rerun"  # the same request once more, compared token by token, and only the rest delivered
+    )
+    TEXT = "text"  # from the rendered prompt and the text so far
+    ANEW = "anew"  # nothing had been delivered: the request is simply sent again
+
+
 class Channel(StrEnum):
     """What a token is part of. The tokens of one channel concatenate to what the daemon sent."""
 
@@ -90,6 +101,7 @@ class TokenEvent:
     tool_calls: list[dict[str, Any]] | None = field(default=None, repr=False)
     arrival_ns: int = 0
     token_id: int | None = field(default=None, repr=False)  # the embedded daemon only
+    way: Way | None = None  # how the stream went on, since it was last interrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +119,31 @@ class Guarantee:
     cause: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """A place where a stream was interrupted and went on.
+
+    `index` is that of the first event after it, `reason` why it was cut, `gap_ms` the time from the last
+    token before to the first one after. `fidelity` in [0, 1] says how alike the model's log probabilities
+    for the last token were, before and after (core.transcript.overlap); None without any. `exact`: the
+    number of tokens so far was known, and hence how many may still come.
+    """
+
+    index: int
+    way: Way
+    reason: str
+    gap_ms: float
+    fidelity: float | None = None
+    exact: bool = True
+
+
 @dataclass(slots=True)
 class Statistics:
     """The account of one session; complete once `finish` is set.
 
     `tps` is (n - 1) / (t_n - t_1) over delivered tokens; `eval_count` and the durations are the daemon's
-    own figures. `tokens` and `eval_count` differ: a character of several tokens is one event.
+    own figures, after a seam those of its last part. `tokens` and `eval_count` differ: a character of
+    several tokens is one event. `cached_age_s` is the age of an answer that comes from memory.
     """
 
     session_id: str
@@ -134,6 +165,8 @@ class Statistics:
     degraded: tuple[str, ...] = ()  # what was asked for and this daemon did not give
     error: str = ""  # the kind of error that ended it, by its class name
     guarantees: tuple[Guarantee, ...] = ()
+    seams: tuple[Seam, ...] = ()
+    cached_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from ollama_adapter.core.durations import keep_alive_ns
 from ollama_adapter.core.failures import remote_refused
 from ollama_adapter.core.names import local_name, parse_name
 from ollama_adapter.core.requests import load_request
-from ollama_adapter.errors import AdapterError, InvalidRequest
+from ollama_adapter.errors import AdapterError, InvalidRequest, ResponseError
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope, shared
 
@@ -45,6 +45,7 @@ class ModelPool:
         self._clock = clock
         self._resident: dict[str, Residency] = {}
         self._known: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, str] = {}  # outlive the daemon: by them memory is searched
         self._flights: dict[tuple[str, ...], asyncio.Task[bool | AdapterError]] = {}
 
     def __repr__(self) -> str:
@@ -78,8 +79,13 @@ class ModelPool:
             shown = await self._client.show(model)
             if shown.get("remote_host") or shown.get("remote_model"):
                 raise remote_refused(model)
+            await self._see_digest(key)
             self._known[key] = shown
         return self._known[key]
+
+    def digest(self, key: str) -> str:
+        """Of a model, by its key, as it was last seen; "" for one that was not."""
+        return self._digests.get(key, "")
 
     async def ensure_loaded(
         self,
@@ -123,6 +129,15 @@ class ModelPool:
             return error
         self.used(model, options, request.keep_alive)
         return resident and not options  # with these options, it may have had to be loaded anew
+
+    async def _see_digest(self, key: str) -> None:
+        """A model of the same name may be another one since the last daemon."""
+        try:
+            listed = await self._client.tags()
+        except ResponseError:  # then nothing of it is kept in memory
+            listed = []
+        digests = {_key(str(each.get("name", ""))): each.get("digest", "") for each in listed}
+        self._digests[key] = str(digests.get(key, ""))
 
     async def _is_resident(self, model: str) -> bool:
         """By the daemon's word: somebody else may have loaded it."""

@@ -1,45 +1,40 @@
 """One generation, from request to end: its pump, its abort, its account.
 
 Bytes become events in the protocol's callback, with no task in between; the pump is the task that
-opens the connection, waits for its end and decides what that end means. Only `done: true` from the
-daemon is success. The connection is this session's alone, and closing it is the abort.
+opens the connection, waits for its end and decides what that end means. What is cut goes on where it
+can (recovery), and where no daemon can be had, the answer to an equal request is given from memory.
+A connection is one session's alone, and closing it is the abort.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
+from ollama_adapter.attempt import Attempt
+from ollama_adapter.backing import Backing
 from ollama_adapter.config import StreamConfig, Tier
 from ollama_adapter.core.diagnosis import Stall
 from ollama_adapter.core.energy import EUMapper
-from ollama_adapter.core.failures import response_error
 from ollama_adapter.core.generation import Generation
 from ollama_adapter.core.guarantees import judge
-from ollama_adapter.core.records import (
-    ChatRecord,
-    GenerateRecord,
-    RecordDecoder,
-    context_length,
-)
+from ollama_adapter.core.records import ChatRecord, GenerateRecord, context_length
 from ollama_adapter.core.requests import Request
+from ollama_adapter.core.transcript import Transcript
 from ollama_adapter.errors import (
     AdapterError,
     GenerationError,
+    Interruption,
     ProtocolError,
     ReadTimeout,
     StreamInterrupted,
 )
 from ollama_adapter.events import Finish, Statistics, TokenEvent
+from ollama_adapter.recovery import Recovery, WayOn
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.http import Exchange, Sink
 
-MAX_ERROR_BYTES: Final = 1 << 20
-
-Open = Callable[["Session", Sink], Awaitable[Exchange]]
-"""Ensures daemon and model, and sends the session's request. The adapter's."""
 Explain = Callable[["Session"], Awaitable[Stall]]
 """Finds out why the session stands still. The adapter's."""
 
@@ -50,6 +45,8 @@ class Observer(Protocol):
     def opened(self, session_id: str, mapper: EUMapper) -> None: ...
 
     def ingest_read(self, events: Sequence[TokenEvent]) -> None: ...
+
+    def interrupted(self, session_id: str) -> None: ...
 
     def ended(self, session_id: str) -> None: ...
 
@@ -62,35 +59,31 @@ class Session:
         request: Request,
         statistics: Statistics,
         mapper: EUMapper,
-        open_: Open,
+        backing: Backing,
         limits: StreamConfig,
         tier: Tier,
         clock: Clock,
         observer: Observer | None = None,
         explain: Explain | None = None,
+        private: bool = False,
     ) -> None:
         self.request = request
         self.statistics = statistics
         self.channel: Channel[TokenEvent] = Channel(limits.buffer_tokens, limits.buffer_bytes)
         self._mapper = mapper
-        self._open = open_
+        self._backing = backing
         self._limits = limits
         self._tier = tier
         self._clock = clock
         self._observer = observer
         self._explain = explain
-        self._exchange: Exchange | None = None
+        self._attempt: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
-        self._error_body = bytearray()
         self._handling_ns = 0
         self._started_ns = 0
-        self._resumed_ns = 0
         self._arrived: list[TokenEvent] = []  # the tokens of the read that is being taken
-        self._decoder: RecordDecoder[GenerateRecord] | RecordDecoder[ChatRecord] = (
-            RecordDecoder(GenerateRecord)
-            if request.path == "/api/generate"
-            else RecordDecoder(ChatRecord)
-        )
+        self._transcript = Transcript()
+        self._recovery = Recovery(request, backing, limits, clock)
         self._generation = Generation(
             statistics,
             mapper,
@@ -160,8 +153,8 @@ class Session:
         """Drop the connection and what is buffered; the iterator ends quietly. Idempotent."""
         if not self.ended:
             self.statistics.finish = Finish.ABORTED
-        if self._exchange is not None:
-            self._exchange.close()
+        if self._attempt is not None:
+            self._attempt.close()
         if self._task is not None:
             self._task.cancel()
         self.channel.discard()
@@ -176,82 +169,81 @@ class Session:
     # The stream
 
     async def _stream(self) -> None:
-        self._exchange = exchange = await self._open(self, self._receive)
-        if self.channel.full:
-            exchange.pause()
-        await self._until_ended(exchange)
-        if exchange.status not in (0, 200):
-            body = bytes(self._error_body)
-            raise response_error(exchange.status, body, self.request.model, self.request.body)
-        self._take(self._decoder.finish(), self._clock.now_ns())
-        failure = self._decoder.failure or self._generation.error
-        if failure is not None:
-            raise failure
-        complete = exchange.ended.result()
-        if self._generation.close(self._clock.now_ns(), complete=complete) is None:
+        """Until an answer has ended well, however often it had to go on."""
+        way_on: WayOn | None = None
+        while True:
+            try:
+                await self._run_attempt(way_on)
+                return
+            except AdapterError as error:
+                if not (isinstance(error, StreamInterrupted) or way_on is not None):
+                    raise
+                way_on = await self._go_on(error)
+                if way_on.joint.over:
+                    self._generation.end_at_limit(self._clock.now_ns())
+                    return
+
+    async def _run_attempt(self, way_on: WayOn | None) -> None:
+        request = way_on.request if way_on is not None else self.request
+        limits = self._limits
+        first_s = min(limits.first_token_s, way_on.limit_s) if way_on else limits.first_token_s
+        self._attempt = attempt = Attempt(request, self._take, self._clock, self._too_late)
+        try:
+            complete = await attempt.run(
+                lambda sink: self._backing.open(request, self.statistics, sink),
+                paused=self.channel.full,
+                first_s=first_s,
+                next_s=limits.next_token_s,
+            )
+        finally:
+            attempt.close()
+        if self._generation.ending(complete=complete) is None:
             raise self._interrupted(complete)
 
-    async def _until_ended(self, exchange: Exchange) -> None:
-        """Wait, with a timer per silence and none per token. Raises ReadTimeout, ProtocolError."""
-        waiting_since = self._clock.now_ns()
-        while not exchange.ended.done():
-            if exchange.paused:  # the reader holds us up, not the daemon
-                waiting_since = self._clock.now_ns()
-            since = max(waiting_since, self._generation.last_ns, self._resumed_ns)
-            first = self._generation.last_ns == 0
-            limit_s = self._limits.first_token_s if first else self._limits.next_token_s
-            remaining = since / 1e9 + limit_s - self._clock.now_ns() / 1e9
-            if remaining <= 0:
-                raise await self._too_late("first" if first else "next", limit_s)
-            # The first token may come meanwhile, and then the other limit counts.
-            await asyncio.wait([exchange.ended], timeout=min(remaining, self._limits.next_token_s))
-        exchange.ended.result()
+    async def _go_on(self, cut: AdapterError) -> WayOn:
+        if self._observer is not None:
+            self._observer.interrupted(self.statistics.session_id)
+        way_on = await self._recovery.way_on(cut, self._transcript)
+        self._generation.go_on(way_on.joint)
+        return way_on
 
     async def _too_late(self, what: str, limit_s: float) -> AdapterError:
         cause = f": {await self._explain(self)}" if self._explain is not None else ""
-        return ReadTimeout(
-            f"no {what} token within {limit_s:g} s{cause}",
-            hint=f"stream.{what}_token_s is the limit, and can be raised",
-        )
-
-    def _receive(self, status: int, data: bytes, now_ns: int) -> None:
-        """The sink: in the protocol's callback, once per read."""
-        if status != 200:
-            if len(self._error_body) < MAX_ERROR_BYTES:
-                self._error_body += data
-            return
-        self._take(self._decoder.feed(data), now_ns)
-        self.channel.flush()
-        spent = self._clock.now_ns() - now_ns
-        if spent > self._handling_ns:
-            self._handling_ns = spent
-        if self._decoder.failure is not None:
-            raise self._decoder.failure
-        if self._generation.error is not None:
-            raise self._generation.error
+        hint = f"stream.{what}_token_s is the limit, and can be raised"
+        if what == "first":
+            return ReadTimeout(f"no first token within {limit_s:g} s{cause}", hint=hint)
+        return self._cut(f"no next token within {limit_s:g} s{cause}", Interruption.STALLED, hint)
 
     def _take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
+        """In the protocol's callback, once per read."""
+        generation = self._generation
         for record in records:
-            self._generation.receive(record, now_ns)
-            if record.done:
-                tokens = context_length(record, self._decoder.context_tokens)
-                self._generation.check_truncation(tokens)
+            generation.receive(record, now_ns)
+            if record.done and self._attempt is not None:
+                tokens = context_length(record, self._attempt.context_tokens)
+                generation.check_truncation(tokens)
         arrived = self._arrived
         if arrived:
             for event in arrived:
                 self.channel.put(event, len(event.token))
+            self._transcript.add(arrived)
             if self._observer is not None:
                 self._observer.ingest_read(arrived)
             arrived.clear()
+        self.channel.flush()
+        spent = self._clock.now_ns() - now_ns
+        if spent > self._handling_ns:
+            self._handling_ns = spent
+        if generation.error is not None:
+            raise generation.error
 
     def _pause(self) -> None:
-        if self._exchange is not None:
-            self._exchange.pause()
+        if self._attempt is not None:
+            self._attempt.pause()
 
     def _resume(self) -> None:
-        self._resumed_ns = self._clock.now_ns()
-        if self._exchange is not None:
-            self._exchange.resume()
+        if self._attempt is not None:
+            self._attempt.resume()
 
     # The end
 
@@ -262,23 +254,36 @@ class Session:
                 "the daemon's answer holds no record",
                 hint="something else may listen on the daemon's port",
             )
-        how = "ended without its last record" if complete else "was cut"
-        return StreamInterrupted(
+        if complete:
+            how, reason = "ended without its last record", Interruption.NO_LAST_RECORD
+        else:
+            how, reason = "was cut", Interruption.CUT
+        return self._cut(
             f"the answer of {self.request.model} {how} after {tokens} tokens",
+            reason,
+            "what came before is whole; ask again for the rest",
+        )
+
+    def _cut(self, message: str, reason: Interruption, hint: str) -> StreamInterrupted:
+        return StreamInterrupted(
+            message,
             session_id=self.statistics.session_id,
-            tokens=tokens,
-            hint="what came before is whole; ask again for the rest",
+            tokens=self.statistics.tokens,
+            reason=reason,
+            hint=hint,
         )
 
     def _finish(self, error: AdapterError | None) -> None:
-        if self._exchange is not None:
-            self._exchange.close()
+        if self._attempt is not None:
+            self._attempt.close()
         now_ns = self._clock.now_ns()
         statistics = self.statistics
-        self._generation.close(now_ns, complete=False)
+        self._generation.close(now_ns)
         if self._generation.first_ns:
             statistics.ttft_ms = (self._generation.first_ns - self._started_ns) / 1e6
         if error is not None:
+            if isinstance(error, StreamInterrupted):
+                error.statistics = statistics
             statistics.error = type(error).__name__
             statistics.finish = Finish.FAILED
         elif statistics.finish is None:  # cancelled: the scope is closing

@@ -117,7 +117,7 @@ class ScriptedDaemon:
     """Serves one script on a loopback port: the housekeeping endpoints answer by themselves.
 
     `requests` holds what came; `closed` counts the connections that the client has dropped; `resident`
-    is what it says to hold in memory, as /api/ps lists it.
+    is what it says to hold in memory, as /api/ps lists it, and `models` what it has, as /api/tags does.
     """
 
     def __init__(self, script: Script, *, version: str = "0.32.15") -> None:
@@ -129,6 +129,7 @@ class ScriptedDaemon:
         self.requests: list[ScriptedRequest] = []
         self.closed = 0
         self.resident: list[dict[str, Any]] = []
+        self.models: list[dict[str, Any]] = []
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -182,6 +183,8 @@ class ScriptedDaemon:
             return [json_response({"version": self._version})]
         if request.path == "/api/show":
             return [json_response({"capabilities": ["completion"]})]
+        if request.path == "/api/tags":
+            return [json_response({"models": self.models})]
         if request.path == "/api/ps":
             return [json_response({"models": self.resident})]
         if request.path in ("/api/generate", "/api/embed") and not _is_generation(request):

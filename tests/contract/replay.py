@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ollama_adapter.backing import Backing
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import StreamConfig, Tier
 from ollama_adapter.core.energy import EUMapper, profile_for
@@ -111,22 +112,29 @@ class Wire:
         self.theirs.close()
 
 
+class Replayed(Backing):
+    """A daemon that is a recording: ready, and with its model in memory."""
+
+    def __init__(self, wire: Wire, pieces: list[bytes], end: str | None) -> None:
+        self._wire, self._pieces, self._end = wire, pieces, end
+
+    async def open(self, request: Request, statistics: Statistics, sink: Sink) -> Exchange:
+        exchange = await self._wire.client.generate(request, sink)
+        self._wire.feed(exchange, self._pieces, self._end)
+        return exchange
+
+
 async def replay_generation(recording: Recording, pieces: list[bytes]) -> Outcome:
     """Through the session, as generate_stream and chat_stream do it."""
     wire = Wire()
-
-    async def open_(session: Session, sink: Sink) -> Exchange:
-        exchange = await wire.client.generate(session.request, sink)
-        wire.feed(exchange, pieces, recording.end)
-        return exchange
 
     request = Request(recording.path, "m", recording.body.encode(), "5m", {}, truncate=True)
     session = Session(
         request,
         Statistics("s", "m", served_by="m"),
         EUMapper(profile_for("fnd-002/2", Tier.MID)),
-        open_,
-        StreamConfig(),
+        Replayed(wire, pieces, recording.end),
+        StreamConfig(resume_tries=0),
         Tier.MID,
         SystemClock(),
     )

@@ -86,7 +86,9 @@ class Run:
     def end(self, *, complete: bool = True, **last: Any) -> Finish | None:
         if last:
             self.generation.receive(GenerateRecord(done=True, **last), self.now_ns)
-        return self.generation.close(self.now_ns, complete=complete)
+        finish = self.generation.ending(complete=complete)
+        self.generation.close(self.now_ns)
+        return finish
 
 
 def parts(record: GenerateRecord | ChatRecord) -> tuple[str, str, list[dict[str, Any]]]:

@@ -38,10 +38,12 @@ EXPECTED = {
     (State.FLOWING, Signal.SURGE): State.SATURATED,
     (State.FLOWING, Signal.LATE): State.STALLING,
     (State.FLOWING, Signal.SILENT): State.STALLING,
+    (State.FLOWING, Signal.CUT): State.STALLING,
     (State.FLOWING, Signal.ENDED): State.DRAINED,
     (State.SATURATED, Signal.EBB): State.FLOWING,
     (State.SATURATED, Signal.LATE): State.STALLING,
     (State.SATURATED, Signal.SILENT): State.STALLING,
+    (State.SATURATED, Signal.CUT): State.STALLING,
     (State.SATURATED, Signal.ENDED): State.DRAINED,
     (State.STALLING, Signal.IN_TIME): State.FLOWING,
     (State.STALLING, Signal.ENDED): State.DRAINED,
@@ -446,3 +448,22 @@ def test_fall_is_the_first_nanosecond_below(energy: float, level: float, half_li
     lag_ns = fall_ns(energy, level, half_life_ns)
     assert decayed(energy, lag_ns, half_life_ns) < level
     assert lag_ns == 0 or decayed(energy, lag_ns - 1, half_life_ns) >= level
+
+
+def test_a_stream_that_was_cut_stalls_until_tokens_flow_again() -> None:
+    tracker = SessionState(MID)
+    tracker.request(0)
+    tracker.token(10 * MS, 0.5, 0)
+    tracker.cut(20 * MS)
+    assert tracker.transitions[-1] == (State.STALLING, 20 * MS)
+    tracker.token(5_000 * MS, 0.5, 4_990 * MS)  # the first after the seam comes late
+    assert tracker.state is State.STALLING
+    tracker.token(5_030 * MS, 0.5, 30 * MS)
+    assert tracker.state is State.FLOWING
+
+
+def test_what_is_cut_before_its_first_token_goes_on_charging() -> None:
+    tracker = SessionState(MID)
+    tracker.request(0)
+    tracker.cut(20 * MS)
+    assert tracker.state is State.CHARGING

@@ -15,6 +15,7 @@ import msgspec
 from ollama_adapter.errors import (
     AdapterError,
     ContextOverflow,
+    Interruption,
     InvalidModelFile,
     ModelLoadFailed,
     ModelNotFound,
@@ -74,6 +75,7 @@ def stream_error(error: Any, model: str, session_id: str = "", tokens: int = 0) 
             f"the process that ran {model} died in the middle of the answer, after {tokens} tokens",
             session_id=session_id,
             tokens=tokens,
+            reason=Interruption.RUNNER_DIED,
             hint="ask again: the next request loads the model anew; look at the free memory",
         )
     length = len(words) if words else len(msgspec.json.encode(error))
@@ -82,6 +84,7 @@ def stream_error(error: Any, model: str, session_id: str = "", tokens: int = 0) 
         f" ({length} characters, not shown because they may hold parts of the answer)",
         session_id=session_id,
         tokens=tokens,
+        reason=Interruption.DAEMON_ERROR,
         hint="the daemon's own log tells more",
     )
 

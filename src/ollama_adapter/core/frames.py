@@ -160,6 +160,12 @@ class FrameComposer:
             lane = self._lanes[event.session_id]
         return lane
 
+    def interrupt(self, session_id: str, now_ns: int) -> None:
+        """A session's stream was cut and is to go on: it stalls. Ignores unknown ids."""
+        lane = self._lanes.get(session_id)
+        if lane is not None:
+            lane.tracker.cut(now_ns)
+
     def end(self, session_id: str, now_ns: int) -> None:
         """A session is over; frames show it until it has drained. Ignores unknown ids."""
         lane = self._lanes.get(session_id)

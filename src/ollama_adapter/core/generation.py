@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from ollama_adapter.core.energy import EUMapper
 from ollama_adapter.core.failures import context_overflow, remote_refused, stream_error
+from ollama_adapter.core.joint import Joint
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, LogprobEntry, Record
-from ollama_adapter.errors import AdapterError
-from ollama_adapter.events import Channel, Finish, Source, Statistics, TokenEvent
+from ollama_adapter.errors import AdapterError, Interruption, StreamInterrupted
+from ollama_adapter.events import Channel, Finish, Source, Statistics, TokenEvent, Way
 
 REPEAT_LIMIT: Final = 30  # more equal chunks in a row, and the daemon ends the stream in silence
 TRUNCATION_SLACK: Final = 4  # tokens by which two counts of an uncut prompt may differ
@@ -32,6 +33,7 @@ class Generation:
         "_energy_sum",
         "_epoch_offset_ns",
         "_first_ns",
+        "_joint",
         "_last_ns",
         "_last_text",
         "_mapper",
@@ -43,6 +45,7 @@ class Generation:
         "error",
         "source",
         "statistics",
+        "way",
     )
 
     def __init__(
@@ -57,6 +60,8 @@ class Generation:
     ) -> None:
         self.statistics = statistics
         self.source = Source.LIVE
+        self.way: Way | None = None
+        self._joint: Joint | None = None
         self.done = False
         self.error: AdapterError | None = None
         self._mapper = mapper
@@ -93,7 +98,7 @@ class Generation:
         elif not (text or thinking or record.done):
             self._receive_empty(record, now_ns)
         if record.done or record.error is not None or record.remote_host:
-            self._receive_last(record)
+            self._receive_last(record, now_ns)
 
     def _receive_empty(self, record: Record, now_ns: int) -> None:
         """No text: the rendered prompt, where only that was asked for, or nothing to deliver."""
@@ -135,6 +140,11 @@ class Generation:
     ) -> None:
         statistics = self.statistics
         index = statistics.tokens
+        if self._joint is not None:
+            admitted = self._join(self._joint, token, channel, entry, tool_calls, now_ns)
+            if admitted is None:
+                return
+            token = admitted
         if entry is None:
             logprobs = chosen = candidates = None
             self._without_logprobs += 1
@@ -168,21 +178,74 @@ class Generation:
                 tool_calls,
                 now_ns,
                 token_id,
+                self.way,
             )
         )
 
-    def _receive_last(self, record: Record) -> None:
+    def go_on(self, joint: Joint) -> None:
+        """Another answer joins this one: what comes from now on is its."""
+        self._joint = joint
+        self.source = joint.source
+        self.way = None if joint.way is Way.ANEW else joint.way
+        self.error = None
+        self._last_text, self._repeats = "", 0
+
+    def end_at_limit(self, now_ns: int) -> None:
+        """As many tokens came as were asked for; only the last record was lost."""
+        self.done = True
+        self.statistics.finish = Finish.LENGTH
+        if self._joint is not None:
+            self._close_seam(self._joint, now_ns)
+
+    def _join(
+        self,
+        joint: Joint,
+        token: str,
+        channel: Channel,
+        entry: LogprobEntry | None,
+        tool_calls: list[dict[str, Any]] | None,
+        now_ns: int,
+    ) -> str | None:
+        """What is new of a piece; with the first that is, the seam is closed."""
+        candidates = entry.top_logprobs if entry is not None else None
+        admitted = joint.admit(token, channel, candidates, tool_calls)
+        if joint.diverged:
+            self._fail_to_join()
+        elif admitted is not None:
+            self._close_seam(joint, now_ns)
+        return admitted
+
+    def _fail_to_join(self) -> None:
+        self.error = StreamInterrupted(
+            f"a second run of the request gave another answer than the first {self.statistics.tokens}"
+            " tokens",
+            session_id=self.statistics.session_id,
+            tokens=self.statistics.tokens,
+            reason=Interruption.DIVERGED,
+            hint="what came before is whole; ask again for the rest",
+        )
+
+    def _close_seam(self, joint: Joint, now_ns: int) -> None:
+        self._joint = None
+        gap_ns = now_ns - self._last_ns if self._last_ns else 0
+        self.statistics.seams += (joint.seam(self.statistics.tokens, gap_ns),)
+
+    def _receive_last(self, record: Record, now_ns: int) -> None:
         model = self.statistics.served_by
         if record.error is not None:
             session_id, tokens = self.statistics.session_id, self.statistics.tokens
             self.error = stream_error(record.error, model, session_id, tokens)
         elif record.remote_host:
             self.error = remote_refused(model, 200)
+        elif self._joint is not None and self._joint.open:
+            self._fail_to_join()
         else:
-            self._conclude(record)
+            self._conclude(record, now_ns)
 
-    def _conclude(self, record: Record) -> None:
+    def _conclude(self, record: Record, now_ns: int) -> None:
         statistics = self.statistics
+        if self._joint is not None:  # nothing was missing but this
+            self._close_seam(self._joint, now_ns)
         self.done = True
         statistics.finish = _DAEMON_WORDS.get(record.done_reason, Finish.STOP)
         statistics.load_duration_ns = record.load_duration
@@ -203,8 +266,15 @@ class Generation:
         if context_tokens and counted and not self._truncate and sent > counted + TRUNCATION_SLACK:
             self.error = context_overflow(self.statistics.served_by, sent, counted)
 
-    def close(self, now_ns: int, *, complete: bool) -> Finish | None:
-        """The stream is over. How the daemon ended it; None when it did not say that it had ended."""
+    def ending(self, *, complete: bool) -> Finish | None:
+        """An attempt is over. How the daemon ended it; None when it did not say that it had ended."""
+        statistics = self.statistics
+        if statistics.finish is None and complete and self._repeats > REPEAT_LIMIT:
+            statistics.finish = Finish.REPEAT
+        return statistics.finish
+
+    def close(self, now_ns: int) -> None:
+        """Nothing more comes: complete the account."""
         statistics = self.statistics
         self._mapper.end(now_ns)
         if statistics.tokens:
@@ -214,9 +284,6 @@ class Generation:
                 statistics.degraded = ("logprobs", *statistics.degraded)
         if statistics.tokens > 1 and self._last_ns > self._first_ns:
             statistics.tps = (statistics.tokens - 1) * 1e9 / (self._last_ns - self._first_ns)
-        if statistics.finish is None and complete and self._repeats > REPEAT_LIMIT:
-            statistics.finish = Finish.REPEAT
-        return statistics.finish
 
     @property
     def first_ns(self) -> int:

@@ -59,4 +59,6 @@ def _throughput(statistics: Statistics, tier: Tier) -> Guarantee:
     measured, floor = statistics.tps, TPS_FLOOR[tier]
     met = None if measured is None else measured >= floor
     cause = "" if met is not False else f"slow model for the tier {tier}"
+    if cause and statistics.seams:
+        cause = "the stream was interrupted, and went on"
     return Guarantee("throughput", met, measured, floor, "tokens/s", cause)

@@ -31,20 +31,21 @@ class Signal(StrEnum):
     LATE = "late"  # two tokens in a row, each after a stall
     SILENT = "silent"  # no token for twice the stall limit
     IN_TIME = "in_time"  # a token without a stall before it
+    CUT = "cut"  # the stream was interrupted, and is to go on
     ENDED = "ended"  # done, aborted, failed, cut at a limit
 
     __hash__ = str.__hash__  # that of Enum is no C, and tokens look signals up
 
 
 # By name, once: `Signal.TOKEN` is a call of a descriptor each time, and this is the token path.
-REQUEST, TOKEN, SURGE, EBB, LATE, SILENT, IN_TIME, ENDED = Signal
+REQUEST, TOKEN, SURGE, EBB, LATE, SILENT, IN_TIME, CUT, ENDED = Signal
 IDLE, CHARGING, FLOWING, SATURATED, STALLING, DRAINED = State
 
 TRANSITIONS: Final[dict[State, dict[Signal, State]]] = {
     IDLE: {REQUEST: CHARGING},
     CHARGING: {TOKEN: FLOWING, ENDED: DRAINED},
-    FLOWING: {SURGE: SATURATED, LATE: STALLING, SILENT: STALLING, ENDED: DRAINED},
-    SATURATED: {EBB: FLOWING, LATE: STALLING, SILENT: STALLING, ENDED: DRAINED},
+    FLOWING: {SURGE: SATURATED, LATE: STALLING, SILENT: STALLING, CUT: STALLING, ENDED: DRAINED},
+    SATURATED: {EBB: FLOWING, LATE: STALLING, SILENT: STALLING, CUT: STALLING, ENDED: DRAINED},
     STALLING: {IN_TIME: FLOWING, ENDED: DRAINED},
     DRAINED: {},
 }
@@ -123,6 +124,11 @@ class SessionState:
         if now_ns >= self._wake_ns:
             while due := self._due(now_ns):
                 self._fire(*due)
+
+    def cut(self, now_ns: int) -> None:
+        """The stream was interrupted: it stalls until tokens flow again."""
+        self.advance(now_ns)
+        self._fire(CUT, now_ns)
 
     def end(self, now_ns: int) -> None:
         """The generation is over, however it ended."""

@@ -1,0 +1,121 @@
+"""One connection of a session: its bytes become records, and its silence has limits.
+
+A session has one attempt, and another for every time it goes on. Only `done: true` from the daemon is
+success; what an attempt ends with besides is an error, or whether the response came whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from ollama_adapter.core.failures import response_error
+from ollama_adapter.core.records import ChatRecord, GenerateRecord, RecordDecoder
+from ollama_adapter.core.requests import Request
+from ollama_adapter.errors import AdapterError
+from ollama_adapter.system.clock import Clock
+from ollama_adapter.system.http import Exchange, Sink
+
+MAX_ERROR_BYTES: Final = 1 << 20
+
+Take = Callable[[Sequence[GenerateRecord | ChatRecord], int], None]
+"""Is given the records of one read, and when it arrived. An AdapterError it raises ends the attempt."""
+TooLate = Callable[[str, float], Awaitable[AdapterError]]
+"""Makes the error of a silence: which token did not come ("first", "next"), and the limit in seconds."""
+
+
+class Attempt:
+    """One request on one connection. `run` is awaited by the session's task; `close` may come any time."""
+
+    def __init__(self, request: Request, take: Take, clock: Clock, too_late: TooLate) -> None:
+        self.request = request
+        self._take = take
+        self._clock = clock
+        self._too_late = too_late
+        self._exchange: Exchange | None = None
+        self._error_body = bytearray()
+        self._heard_ns = 0  # when the latest record came
+        self._resumed_ns = 0  # when the reader last let it go on
+        self._decoder: RecordDecoder[GenerateRecord] | RecordDecoder[ChatRecord] = (
+            RecordDecoder(GenerateRecord)
+            if request.path == "/api/generate"
+            else RecordDecoder(ChatRecord)
+        )
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self._exchange or 'not connected'}>"
+
+    @property
+    def connected(self) -> bool:
+        return self._exchange is not None
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens the echo of a context held that was dropped as it came."""
+        return self._decoder.context_tokens
+
+    async def run(
+        self,
+        open_: Callable[[Sink], Awaitable[Exchange]],
+        *,
+        paused: bool,
+        first_s: float,
+        next_s: float,
+    ) -> bool:
+        """Until the response has ended: whether it came whole. Raises AdapterError."""
+        self._exchange = exchange = await open_(self._receive)
+        if paused:
+            exchange.pause()
+        await self._until_ended(exchange, first_s, next_s)
+        if exchange.status not in (0, 200):
+            body = bytes(self._error_body)
+            raise response_error(exchange.status, body, self.request.model, self.request.body)
+        self._take(self._decoder.finish(), self._clock.now_ns())
+        if self._decoder.failure is not None:
+            raise self._decoder.failure
+        return exchange.ended.result()
+
+    def close(self) -> None:
+        """Drop the connection. Idempotent."""
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def pause(self) -> None:
+        """Read no more, so that the daemon waits, until `resume`."""
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume(self) -> None:
+        self._resumed_ns = self._clock.now_ns()
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    async def _until_ended(self, exchange: Exchange, first_s: float, next_s: float) -> None:
+        """Wait, with a timer per silence and none per token. Raises ReadTimeout, ProtocolError."""
+        waiting_since = self._clock.now_ns()
+        while not exchange.ended.done():
+            if exchange.paused:  # the reader holds us up, not the daemon
+                waiting_since = self._clock.now_ns()
+            since = max(waiting_since, self._heard_ns, self._resumed_ns)
+            first = self._heard_ns == 0
+            limit_s = first_s if first else next_s
+            remaining = since / 1e9 + limit_s - self._clock.now_ns() / 1e9
+            if remaining <= 0:
+                raise await self._too_late("first" if first else "next", limit_s)
+            # The first token may come meanwhile, and then the other limit counts.
+            await asyncio.wait([exchange.ended], timeout=min(remaining, next_s))
+        exchange.ended.result()
+
+    def _receive(self, status: int, data: bytes, now_ns: int) -> None:
+        """The sink: in the protocol's callback, once per read."""
+        if status != 200:
+            if len(self._error_body) < MAX_ERROR_BYTES:
+                self._error_body += data
+            return
+        records = self._decoder.feed(data)
+        if records:
+            self._heard_ns = now_ns
+            self._take(records, now_ns)
+        if self._decoder.failure is not None:
+            raise self._decoder.failure

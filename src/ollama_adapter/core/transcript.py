@@ -1,0 +1,142 @@
+"""What one generation has delivered so far: enough to go on from, and to compare a second run with.
+
+`Transcript` keeps the text of each channel, the ids of the tokens where the daemon tells them, and the
+last event. `Replay` holds a second run of the same request against it and lets through only what is
+new. `overlap` says how alike two predictions for the same place are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp
+from typing import Any, Final
+
+from ollama_adapter.events import Candidate, Channel, TokenEvent
+
+FOLD: Final = 256  # so many events are kept as they are before they become text
+
+
+class Transcript:
+    """The account of what was delivered. `add` is on the token path: it only keeps what it is given."""
+
+    __slots__ = ("_folded", "_ids", "_recent", "_tokens", "last", "tool_calls")
+
+    def __init__(self) -> None:
+        self._recent: list[TokenEvent] = []
+        self._folded: dict[Channel, list[str]] = {each: [] for each in Channel}
+        self._ids: list[int] | None = []
+        self._tokens = 0
+        self.last: TokenEvent | None = None
+        self.tool_calls: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"<Transcript of {len(self)} tokens>"
+
+    def __len__(self) -> int:
+        return self._tokens + len(self._recent)
+
+    def add(self, events: Sequence[TokenEvent]) -> None:
+        """Keep the events of one read, in order."""
+        self._recent += events
+        self.last = events[-1]
+        if len(self._recent) >= FOLD:
+            self._fold()
+
+    def text(self, channel: Channel) -> str:
+        """All that was delivered of a channel."""
+        self._fold()
+        pieces = self._folded[channel]
+        pieces[:] = ["".join(pieces)]
+        return pieces[0]
+
+    @property
+    def ids(self) -> Sequence[int] | None:
+        """The ids of all tokens; None where the daemon did not tell every one."""
+        self._fold()
+        return self._ids
+
+    def _fold(self) -> None:
+        for event in self._recent:
+            self._folded[event.channel].append(event.token)
+            if event.tool_calls:
+                self.tool_calls.append(event.tool_calls)
+            if event.token_id is None:
+                self._ids = None
+            elif self._ids is not None:
+                self._ids.append(event.token_id)
+        self._tokens += len(self._recent)
+        self._recent.clear()
+
+
+class Replay:
+    """A second run of a request whose transcript is known.
+
+    `admit` gives of each piece what is new. `diverged` is set, for good, by the first piece that differs;
+    from then on nothing is let through. The two runs may be cut into pieces differently.
+    """
+
+    __slots__ = ("_calls", "_left", "_texts", "_witness", "diverged", "fidelity")
+
+    def __init__(self, transcript: Transcript) -> None:
+        self._texts = {each: transcript.text(each) for each in (Channel.THINKING, Channel.TEXT)}
+        self._calls = list(transcript.tool_calls)
+        self._witness = transcript.last.candidates if transcript.last is not None else None
+        self._left = sum(map(len, self._texts.values())) + len(self._calls)
+        self.diverged = False
+        self.fidelity: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Replay {'diverged' if self.diverged else f'{self._left} left'}>"
+
+    @property
+    def complete(self) -> bool:
+        """Everything that had been delivered has come again."""
+        return not self._left and not self.diverged
+
+    def admit(self, token: str, channel: Channel, candidates: list[Candidate] | None) -> str:
+        """The part of a piece that had not been delivered ("" for none)."""
+        if not self._left:
+            return "" if self.diverged else token
+        known = self._texts[channel]
+        if not (known.startswith(token) or (known and token.startswith(known))):
+            return self._diverge()
+        common = min(len(known), len(token))
+        self._texts[channel] = known[common:]
+        self._left -= common
+        if not self._left:
+            self.fidelity = overlap(self._witness, candidates)
+        elif common < len(token):  # this channel goes on, and another one had more
+            return self._diverge()
+        return token[common:]
+
+    def admit_calls(self, calls: list[Any]) -> bool:
+        """Whether these tool calls had not been delivered."""
+        if not self._left:
+            return not self.diverged
+        if not self._calls or self._calls.pop(0) != calls:
+            self._diverge()
+        else:
+            self._left -= 1
+        return False
+
+    def _diverge(self) -> str:
+        self.diverged = True
+        self._left = 0
+        return ""
+
+
+def overlap(before: Sequence[Candidate] | None, after: Sequence[Candidate] | None) -> float | None:
+    """How alike two lists of the most probable tokens for one place are, in [0, 1]; 1: equal.
+
+    The probability that both give to the same tokens, as a share of what the smaller list covers:
+    sum of min(p, q) over the tokens in both, divided by min(sum p, sum q). None where one has none.
+    """
+    if not before or not after:
+        return None
+    p = {each.token: exp(min(each.logprob, 0.0)) for each in before}
+    q = {each.token: exp(min(each.logprob, 0.0)) for each in after}
+    covered = min(sum(p.values()), sum(q.values()))
+    if covered <= 0.0:
+        return None
+    shared = sum(min(p[token], q[token]) for token in p.keys() & q.keys())
+    return min(1.0, shared / covered)

@@ -1,0 +1,228 @@
+"""How a session goes on after an interruption: core says which ways are open, here they are tried.
+
+A way needs a daemon (the supervisor starts one meanwhile), the model in memory, for text the rendered
+prompt, and a look at what the model predicts for the last token: that is the seam's fidelity. All of it
+is bounded, in number by `stream.resume_tries` and in time by `stream.resume_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import msgspec
+
+from ollama_adapter.backing import Backing
+from ollama_adapter.config import StreamConfig
+from ollama_adapter.core.joint import Joint
+from ollama_adapter.core.records import ChatRecord, GenerateRecord
+from ollama_adapter.core.requests import Request
+from ollama_adapter.core.resuming import (
+    FAITHFUL,
+    Asked,
+    continue_text,
+    continue_tokens,
+    one_token,
+    plan_ways,
+    render_request,
+)
+from ollama_adapter.core.transcript import Replay, Transcript, overlap
+from ollama_adapter.errors import (
+    AdapterError,
+    Interruption,
+    ResponseError,
+    StreamInterrupted,
+)
+from ollama_adapter.events import Candidate, Channel, Way
+from ollama_adapter.system.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class WayOn:
+    """The request to send, and how its answer joins what was delivered."""
+
+    request: Request
+    joint: Joint
+    limit_s: float
+    """For its first token."""
+
+
+class Recovery:
+    """One session's. `way_on` is asked after every interruption, and raises when there is no way on."""
+
+    def __init__(
+        self, request: Request, backing: Backing, limits: StreamConfig, clock: Clock
+    ) -> None:
+        self._request = request
+        self._backing = backing
+        self._limits = limits
+        self._clock = clock
+        self._asked: Asked | None = None
+        self._rendered: str | None = None
+        self._spent: set[Way] = set()
+        self._refusals: list[str] = []
+        self._tries = 0
+        self._tokens = -1  # delivered at the latest interruption
+        self._since_ns = 0
+        self._way: Way | None = None
+        self._interruption: StreamInterrupted | None = None
+
+    def __repr__(self) -> str:
+        return f"<Recovery {self._tries} of {self._limits.resume_tries} tries>"
+
+    async def way_on(self, cut: AdapterError, transcript: Transcript) -> WayOn:
+        """A way to go on after `cut`. Raises StreamInterrupted, and what an unbegun answer failed with.
+
+        Cancelling is safe.
+        """
+        self._note(cut, len(transcript))
+        while self._tries < self._limits.resume_tries:
+            self._tries += 1
+            remaining_s = self._remaining_s()
+            try:
+                async with asyncio.timeout(remaining_s):
+                    await self._backing.check()
+                    await self._backing.load(self._request)
+                    found = await self._choose(transcript)
+            except TimeoutError:
+                self._refuse(f"no daemon and model within stream.resume_s ({remaining_s:.0f} s)")
+                break
+            except AdapterError as error:
+                if not len(transcript):
+                    raise
+                self._refuse(f"{type(error).__name__} on the way")
+                continue
+            if found is None:
+                break
+            return found
+        raise self._ended(cut, transcript)
+
+    # Deciding
+
+    def _note(self, cut: AdapterError, tokens: int) -> None:
+        if isinstance(cut, StreamInterrupted):
+            self._interruption = cut
+        if tokens > self._tokens:  # it has got on since the last time
+            self._tokens, self._since_ns = tokens, self._clock.now_ns()
+        elif self._way is not None:
+            self._refuse(f"{self._way}: {_name(cut)}")
+        # Asking once more would end the same.
+        final = isinstance(cut, ResponseError) or self._reason is Interruption.DIVERGED
+        if self._way is not None and final:
+            self._spent.add(self._way)
+
+    def _remaining_s(self) -> float:
+        spent_s = (self._clock.now_ns() - self._since_ns) / 1e9
+        return max(0.0, self._limits.resume_s - spent_s)
+
+    async def _choose(self, transcript: Transcript) -> WayOn | None:
+        asked = self._asked = self._asked or Asked.of(self._request)
+        plan = plan_ways(
+            asked,
+            transcript,
+            embedded=self._backing.embedded,
+            renders=self._backing.renders,
+            rerun_tokens=self._limits.resume_tokens,
+        )
+        for refusal in plan.refusals:
+            self._refuse(refusal)
+        for way in plan.ways:
+            if way not in self._spent and (found := await self._try(way, asked, transcript)):
+                return found
+        return None
+
+    async def _try(self, way: Way, asked: Asked, transcript: Transcript) -> WayOn | None:
+        self._way = way
+        joint = Joint(way, self._reason.value)
+        if way is Way.RERUN:
+            joint.replay = Replay(transcript)
+        if way in (Way.RERUN, Way.ANEW):
+            return WayOn(self._request, joint, self._remaining_s())
+        ids = transcript.ids
+        joint.exact = ids is not None
+        remaining = asked.remaining(len(transcript) if ids is None else len(ids))
+        if remaining == 0:
+            joint.over = True
+            return WayOn(self._request, joint, 0.0)
+        joint.fidelity = await self._fidelity(way, asked, transcript)
+        if way is Way.TEXT and joint.fidelity is not None and joint.fidelity < FAITHFUL:
+            self._spent.add(way)
+            self._refuse(f"{way}: read as other tokens (fidelity {joint.fidelity:.2f})")
+            return None
+        request = await self._continued(way, asked, transcript, remaining)
+        return WayOn(request, joint, self._remaining_s())
+
+    # Carrying it out
+
+    async def _continued(
+        self, way: Way, asked: Asked, transcript: Transcript, remaining: int | None
+    ) -> Request:
+        if way is Way.TOKENS:
+            return continue_tokens(asked, list(transcript.ids or ()), remaining)
+        return continue_text(
+            asked, await self._prompt(asked), transcript.text(Channel.TEXT), remaining
+        )
+
+    async def _prompt(self, asked: Asked) -> str:
+        """As the model gets it."""
+        if self._rendered is None:
+            if asked.body.get("raw"):
+                self._rendered = str(asked.body.get("prompt", ""))
+            else:
+                answer = await self._answer(render_request(asked))
+                if answer.debug_info is None:
+                    raise ResponseError("the daemon did not show the rendered prompt")
+                self._rendered = answer.debug_info.rendered_template
+        return self._rendered
+
+    async def _fidelity(self, way: Way, asked: Asked, transcript: Transcript) -> float | None:
+        """What the model predicts for the last token now, beside what it predicted then."""
+        last = transcript.last
+        if last is None or not last.candidates:
+            return None
+        if way is Way.TOKENS:
+            ids = list(transcript.ids or ())
+            looked = continue_tokens(asked, ids[:-1], None)
+        else:
+            text = transcript.text(Channel.TEXT).removesuffix(last.token)
+            looked = continue_text(asked, await self._prompt(asked), text, None)
+        return overlap(last.candidates, _candidates(await self._answer(one_token(looked))))
+
+    async def _answer(self, request: Request) -> GenerateRecord | ChatRecord:
+        body = await self._backing.answer(request, self._limits.first_token_s)
+        if request.path == "/api/generate":
+            return msgspec.convert(body, GenerateRecord)
+        return msgspec.convert(body, ChatRecord)
+
+    # The end
+
+    def _refuse(self, why: str) -> None:
+        if why not in self._refusals:
+            self._refusals.append(why)
+
+    @property
+    def _reason(self) -> Interruption:
+        return self._interruption.reason if self._interruption is not None else Interruption.CUT
+
+    def _ended(self, cut: AdapterError, transcript: Transcript) -> AdapterError:
+        """Nothing is left to try."""
+        first = self._interruption
+        if first is None:
+            return cut
+        could_not = ", and could not go on" if self._limits.resume_tries else ""
+        return StreamInterrupted(
+            f"{first}{could_not}",
+            session_id=first.session_id,
+            tokens=len(transcript),
+            reason=first.reason,
+            refusals=tuple(self._refusals),
+            hint=first.hint,
+        )
+
+
+def _name(error: AdapterError) -> str:
+    return error.reason.value if isinstance(error, StreamInterrupted) else type(error).__name__
+
+
+def _candidates(record: GenerateRecord | ChatRecord) -> list[Candidate] | None:
+    return record.logprobs[0].top_logprobs if record.logprobs else None

@@ -1,0 +1,171 @@
+"""What was delivered, and a second run beside it."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_adapter.core.transcript import FOLD, Replay, Transcript, overlap
+from ollama_adapter.events import Candidate, Channel, TokenEvent
+
+
+def event(
+    token: str,
+    channel: Channel = Channel.TEXT,
+    ids: tuple[int, ...] | None = None,
+    calls: list[dict[str, object]] | None = None,
+    candidates: list[Candidate] | None = None,
+) -> TokenEvent:
+    return TokenEvent(
+        token,
+        0,
+        0,
+        "s",
+        "m",
+        channel=channel,
+        token_ids=ids,
+        tool_calls=calls,
+        candidates=candidates,
+    )
+
+
+def transcript_of(*events: TokenEvent) -> Transcript:
+    made = Transcript()
+    for each in events:
+        made.add([each])
+    return made
+
+
+def predicted(**probabilities: float) -> list[Candidate]:
+    return [Candidate(token, log(p)) for token, p in probabilities.items()]
+
+
+PIECES = st.lists(
+    st.tuples(st.sampled_from([Channel.THINKING, Channel.TEXT]), st.text(min_size=1, max_size=4)),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(PIECES)
+def test_the_text_of_each_channel_is_what_was_delivered(
+    pieces: list[tuple[Channel, str]],
+) -> None:
+    made = transcript_of(*(event(text, channel) for channel, text in pieces))
+    assert len(made) == len(pieces)
+    for channel in (Channel.THINKING, Channel.TEXT):
+        assert made.text(channel) == "".join(text for each, text in pieces if each is channel)
+    assert len(made) == len(pieces)
+
+
+def test_a_long_answer_is_kept_as_text_and_ids() -> None:
+    made = transcript_of(*(event("a", ids=(n,)) for n in range(3 * FOLD + 1)))
+    assert made.ids == list(range(3 * FOLD + 1))
+    assert made.text(Channel.TEXT) == "a" * (3 * FOLD + 1)
+
+
+def test_one_token_without_an_id_and_there_are_none() -> None:
+    assert transcript_of(event("a", ids=(1,)), event("b"), event("c", ids=(3,))).ids is None
+    assert transcript_of(event("é", ids=(1, 2)), event("c", ids=(3,))).ids == [1, 2, 3]
+
+
+def test_no_repr_shows_what_was_delivered() -> None:
+    made = transcript_of(event("secret"))
+    assert "secret" not in repr(made) + repr(Replay(made))
+
+
+def slices(text: str, sizes: list[int]) -> list[str]:
+    pieces = []
+    for size in sizes:
+        pieces.append(text[:size])
+        text = text[size:]
+    return [each for each in [*pieces, text] if each]
+
+
+@given(
+    st.text(min_size=1, max_size=30),
+    st.text(max_size=10),
+    st.lists(st.integers(1, 5), max_size=20),
+    st.lists(st.integers(1, 5), max_size=20),
+)
+def test_a_second_run_gives_what_is_new_however_it_is_cut(
+    before: str, after: str, first: list[int], second: list[int]
+) -> None:
+    replay = Replay(transcript_of(*map(event, slices(before, first))))
+    new = [replay.admit(each, Channel.TEXT, None) for each in slices(before + after, second)]
+    assert "".join(new) == after
+    assert replay.complete and not replay.diverged
+
+
+@given(st.text("ab", min_size=1, max_size=20), st.text("ab", min_size=1, max_size=20))
+def test_a_second_run_that_differs_is_found_at_the_first_difference(
+    before: str, other: str
+) -> None:
+    replay = Replay(transcript_of(event(before)))
+    new = "".join(replay.admit(each, Channel.TEXT, None) for each in other)
+    if other.startswith(before):
+        assert replay.complete and new == other[len(before) :]
+    else:
+        assert new == "" and not replay.complete
+        assert replay.diverged == (not before.startswith(other))
+    if replay.diverged:
+        assert replay.admit("x", Channel.TEXT, None) == ""
+        assert not replay.admit_calls([])
+
+
+def test_thinking_comes_before_text_again() -> None:
+    replay = Replay(transcript_of(event("hm", Channel.THINKING), event("yes")))
+    assert replay.admit("hm", Channel.THINKING, None) == ""
+    assert replay.admit("yes", Channel.TEXT, None) == ""
+    assert replay.admit("!", Channel.TEXT, None) == "!"
+    early = Replay(transcript_of(event("hm", Channel.THINKING), event("yes")))
+    assert early.admit("yes, sir", Channel.TEXT, None) == ""
+    assert early.diverged
+
+
+def test_tool_calls_are_compared_whole() -> None:
+    call, other = [{"function": {"name": "f"}}], [{"function": {"name": "g"}}]
+    delivered = transcript_of(event("", Channel.TOOL_CALLS, calls=call))
+    replay = Replay(delivered)
+    assert not replay.admit_calls(call) and replay.complete
+    assert replay.admit_calls(other)
+    assert not (differs := Replay(delivered)).admit_calls(other) and differs.diverged
+    assert not (unasked := Replay(transcript_of(event("a")))).admit_calls(call) and unasked.diverged
+
+
+def test_the_fidelity_of_a_second_run_is_that_of_its_last_known_token() -> None:
+    seen = predicted(a=0.9, b=0.1)
+    replay = Replay(transcript_of(event("x"), event("a", candidates=seen)))
+    replay.admit("x", Channel.TEXT, predicted(x=1.0))
+    assert replay.fidelity is None
+    replay.admit("a", Channel.TEXT, seen)
+    assert replay.fidelity == 1.0
+
+
+def test_overlap_is_the_shared_part_of_what_both_cover() -> None:
+    assert overlap(predicted(a=0.5, b=0.5), predicted(a=0.5, c=0.5)) == pytest.approx(0.5)
+    assert overlap(predicted(a=0.8), predicted(a=0.8, b=0.1)) == pytest.approx(1.0)
+    assert overlap(predicted(a=0.5), predicted(b=0.5)) == 0.0
+    assert overlap(None, predicted(a=1.0)) is None
+    assert overlap([], predicted(a=1.0)) is None
+    assert overlap([Candidate("a", -1e9)], predicted(a=1.0)) is None
+
+
+CANDIDATES = st.lists(
+    st.tuples(st.text(max_size=2), st.floats(-30, 0)),
+    min_size=1,
+    max_size=8,
+    unique_by=lambda e: e[0],
+).map(lambda pairs: [Candidate(*each) for each in pairs])
+
+
+@given(CANDIDATES, CANDIDATES)
+def test_overlap_is_symmetric_within_bounds_and_1_for_equals(
+    p: list[Candidate], q: list[Candidate]
+) -> None:
+    assert overlap(p, p) == 1.0
+    assert overlap(p, q) == overlap(q, p)
+    assert 0.0 <= (overlap(p, q) or 0.0) <= 1.0
