@@ -310,13 +310,13 @@ async def test_an_answer_that_is_none_is_an_error(sent: bytes, error: type[Adapt
 
 
 async def test_a_silent_daemon_is_given_up_within_the_limits() -> None:
-    limits = StreamConfig(first_token_s=0.05, next_token_s=0.05)
+    limits = StreamConfig(first_token_s=0.05, next_token_s=0.05, resume_tries=0)
     never = asyncio.Event()
     async with served(lambda _: [never], limits) as (adapter, daemon):
         with pytest.raises(ReadTimeout, match="first token"):
             await adapter.generate("m", "p")
         await until_closed(daemon, 1)
-    for each in (limits, StreamConfig(next_token_s=0.05)):
+    for each in (limits, StreamConfig(next_token_s=0.05, resume_tries=0)):
         async with served(Endless(), each) as (adapter, _):
             with pytest.raises(StreamInterrupted, match="next token") as caught:
                 await adapter.generate("m", "p")

@@ -12,7 +12,7 @@ from ollama_adapter.client import OllamaClient
 from ollama_adapter.core.names import local_name
 from ollama_adapter.core.requests import Request
 from ollama_adapter.daemon import OllamaDaemon
-from ollama_adapter.errors import ConnectFailed, InvalidRequest
+from ollama_adapter.errors import ConnectFailed, ConnectionLost, InvalidRequest
 from ollama_adapter.events import Statistics
 from ollama_adapter.pool import ModelPool
 from ollama_adapter.system.http import Exchange, Sink
@@ -51,8 +51,8 @@ class Backing:
         """Daemon, model, connection: what every generation needs, in that order."""
         try:
             return await self._open_once(request, statistics, sink)
-        except ConnectFailed:
-            await self._daemon.check()  # it may have died since we last heard of it
+        except (ConnectFailed, ConnectionLost):
+            await self._daemon.check()  # it may have died since we last heard of it, or just now
             return await self._open_once(request, statistics, sink)
 
     async def check(self) -> None:

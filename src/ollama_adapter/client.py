@@ -45,9 +45,9 @@ class OllamaClient:
     async def delete(self, model: str) -> None:
         await self._call("DELETE", "/api/delete", {"model": model}, model=model)
 
-    async def load(self, request: Request) -> dict[str, Any]:
-        """Send a request that only loads; no limit in time, for a large model takes minutes."""
-        return await self._send(request, answer_s=None)
+    async def load(self, request: Request, answer_s: float) -> dict[str, Any]:
+        """Send a request that only loads; a large model takes minutes."""
+        return await self._send(request, answer_s=answer_s)
 
     async def embed(self, request: Request, answer_s: float) -> Embeddings:
         answer = await self._send(request, answer_s=answer_s)
@@ -73,7 +73,7 @@ class OllamaClient:
         data = encode_request("POST", request.path, request.body)
         return await open_exchange(self._dial, data, sink, self._connect_s)
 
-    async def _send(self, request: Request, answer_s: float | None) -> dict[str, Any]:
+    async def _send(self, request: Request, answer_s: float) -> dict[str, Any]:
         return await self._fetch("POST", request.path, request.body, request.model, answer_s)
 
     async def _call(
@@ -83,7 +83,7 @@ class OllamaClient:
         return await self._fetch(method, path, data, model, ANSWER_S)
 
     async def _fetch(
-        self, method: str, path: str, body: bytes, model: str, answer_s: float | None
+        self, method: str, path: str, body: bytes, model: str, answer_s: float
     ) -> dict[str, Any]:
         request = encode_request(method, path, body)
         response = await fetch(self._dial, request, connect_s=self._connect_s, answer_s=answer_s)

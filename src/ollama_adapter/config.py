@@ -138,9 +138,12 @@ class DaemonConfig:
 class PoolConfig:
     keep_alive: str | float = "5m"
     """How long a model stays in memory after its last use; sent with every request."""
+    load_s: float = 600.0
+    """How long a model may take to be loaded."""
 
     def __post_init__(self) -> None:
         typed(self)
+        positive(self, "load_s")
 
 
 @dataclass(frozen=True, slots=True)
