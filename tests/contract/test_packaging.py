@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(names: set[str]) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"ollama_adapter"}
     strange = ("test", "conftest", "cache", ".pyc", "/.")
     assert [name for name in names if any(word in name.lower() for word in strange)] == [
-        name for name in names if name == "ollama_adapter/testing.py"
+        name for name in names if name.startswith("ollama_adapter/testing/")
     ]
 
 
