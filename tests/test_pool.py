@@ -45,7 +45,7 @@ class Loading(ScriptedDaemon):
         self.loaded = loaded
 
     def _pieces(self, request: ScriptedRequest) -> Iterable[Piece]:
-        if request.path == "/api/ps":
+        if request.path in ("/api/ps", "/api/tags"):
             return super()._pieces(request)
         return [self.shown] if request.path == "/api/show" else [self.gate, self.loaded]
 
@@ -149,7 +149,12 @@ async def test_an_embedding_model_is_loaded_by_an_embedding() -> None:
     async with pooling(daemon) as (pool, _):
         await pool.ensure_loaded("m")
         assert repr(pool) == "<ModelPool 1 resident, 0 loading>"
-    assert [each.path for each in daemon.requests] == ["/api/show", "/api/tags", "/api/ps", "/api/embed"]
+    assert [each.path for each in daemon.requests] == [
+        "/api/show",
+        "/api/tags",
+        "/api/ps",
+        "/api/embed",
+    ]
 
 
 async def test_a_model_that_somebody_else_loaded_is_warm_from_the_start() -> None:

@@ -71,10 +71,11 @@ class Attempt:
         if exchange.status not in (0, 200):
             body = bytes(self._error_body)
             raise response_error(exchange.status, body, self.request.model, self.request.body)
+        complete = exchange.ended.result()
         self._take(self._decoder.finish(), self._clock.now_ns())
-        if self._decoder.failure is not None:
+        if complete and self._decoder.failure is not None:  # else the cut went through a record
             raise self._decoder.failure
-        return exchange.ended.result()
+        return complete
 
     def close(self) -> None:
         """Drop the connection. Idempotent."""

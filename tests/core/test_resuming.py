@@ -116,7 +116,6 @@ def test_a_seed_promises_the_same_answer() -> None:
         (chat(tools=[TOOL]), "tool"),
         (generate(images=[IMAGE]), "image"),
         (chat(messages=[{"role": "user", "content": "?", "images": [IMAGE]}]), "image"),
-        (generate(mirostat=2), "mirostat"),
     ],
 )
 def test_what_cannot_be_continued_is_refused(request_: Request, word: str) -> None:

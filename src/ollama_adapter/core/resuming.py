@@ -122,8 +122,6 @@ def _against_going_on(asked: Asked, transcript: Transcript) -> str:
         return "tool calls are only seen whole"
     if asked.body.get("images") or _shows_images(asked.body):
         return "images cannot be put back"
-    if asked.options.get("mirostat"):
-        return "mirostat would begin anew"
     return ""
 
 
