@@ -41,7 +41,7 @@ def event() -> TokenEvent:
         candidates=[Candidate(SECRET, NUMBER)],
         logprob=NUMBER,
         tool_calls=[{SECRET: NUMBER}],
-        token_id=8125,
+        token_ids=(8125,),
     )
 
 

@@ -83,7 +83,8 @@ class TokenEvent:
     `timestamp_ms` is epoch time: a fixed offset taken at process start plus the monotonic arrival, so it
     never goes backwards. `delta_ms` is the time since the session's previous token (0 for the first).
     `logprobs` are the top-K log probabilities, best first; `logprob` is that of the token chosen, which
-    need not be among them. `energy` is E(t) in [0, 1] right after this token (docs/energy.md).
+    need not be among them. `energy` is E(t) in [0, 1] right after this token (docs/energy.md). `token_ids`
+    are those of all tokens since the event before; None where they are not known.
     """
 
     token: str = field(repr=False)
@@ -100,7 +101,7 @@ class TokenEvent:
     candidates: list[Candidate] | None = field(default=None, repr=False)
     tool_calls: list[dict[str, Any]] | None = field(default=None, repr=False)
     arrival_ns: int = 0
-    token_id: int | None = field(default=None, repr=False)  # the embedded daemon only
+    token_ids: tuple[int, ...] | None = field(default=None, repr=False)
     way: Way | None = None  # how the stream went on, since it was last interrupted
 
 

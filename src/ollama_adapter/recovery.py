@@ -182,7 +182,7 @@ class Recovery:
             return None
         if way is Way.TOKENS:
             ids = list(transcript.ids or ())
-            looked = continue_tokens(asked, ids[:-1], None)
+            looked = continue_tokens(asked, ids[: len(ids) - len(last.token_ids or ())], None)
         else:
             text = transcript.text(Channel.TEXT).removesuffix(last.token)
             looked = continue_text(asked, await self._prompt(asked), text, None)

@@ -48,12 +48,12 @@ def texts_with_entries(draw: st.DrawFn) -> tuple[str, list[LogprobEntry] | None]
 def records(draw: st.DrawFn) -> GenerateRecord | ChatRecord:
     text, found = draw(texts_with_entries())
     thinking = draw(st.just("") | words)
-    token_id = draw(st.none() | st.integers(0, 9))
+    token_ids = draw(st.none() | st.lists(st.integers(0, 9), max_size=3).map(tuple))
     if draw(st.booleans()):
-        return GenerateRecord(response=text, thinking=thinking, logprobs=found, token_id=token_id)
+        return GenerateRecord(response=text, thinking=thinking, logprobs=found, token_ids=token_ids)
     calls = draw(st.none() | st.just([]) | st.just([{"function": {"name": "f"}}]))
     message = draw(st.none() | st.just(Message(text, thinking, calls)))
-    return ChatRecord(message=message, logprobs=found, token_id=token_id)
+    return ChatRecord(message=message, logprobs=found, token_ids=token_ids)
 
 
 streams = st.lists(st.tuples(st.integers(0, 3 * 10**9), records()), max_size=6)
@@ -171,7 +171,19 @@ def test_a_record_is_an_event_per_entry_or_one_with_the_last_entrys_numbers(
                 assert event.logprob == (numbers[-1].logprob if numbers else None)
         tools = [each for each in new if each.channel is Channel.TOOL_CALLS]
         assert len(tools) == bool(calls)
-        assert all(each.token_id == record.token_id for each in new)
+
+
+@settings(max_examples=40)
+@given(streams)
+def test_the_ids_of_a_record_go_with_its_last_event(stream: Records) -> None:
+    run = Run()
+    for gap, record in stream:
+        start = len(run.events)
+        run.feed([(gap, record)])
+        found = [each.token_ids for each in run.events[start:]]
+        if found:
+            assert found[-1] == record.token_ids
+            assert set(found[:-1]) <= {None if record.token_ids is None else ()}
 
 
 @settings(max_examples=40)

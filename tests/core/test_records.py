@@ -128,13 +128,13 @@ def test_the_fields_of_a_generate_record() -> None:
         b'{"model":"tiny","created_at":"2026-11-22T12:17:47.08Z","response":" riv","done":true,'
         b'"done_reason":"length","context":[1,2,3],"total_duration":11,"load_duration":12,'
         b'"prompt_eval_count":13,"prompt_eval_duration":14,"eval_count":15,"eval_duration":16,'
-        b'"token_id":17,"remote_host":"h","thinking":"t","logprobs":[{"token":" riv",'
+        b'"token_ids":[17,4],"remote_host":"h","thinking":"t","logprobs":[{"token":" riv",'
         b'"logprob":-1.25,"bytes":[32],"top_logprobs":[{"token":"r","logprob":-2.5,"bytes":[1]}]}]}'
     )
     (record,), failure, _ = decode([line])
     assert failure is None
     assert (record.response, record.thinking, record.done) == (" riv", "t", True)
-    assert (record.done_reason, record.remote_host, record.token_id) == ("length", "h", 17)
+    assert (record.done_reason, record.remote_host, record.token_ids) == ("length", "h", (17, 4))
     assert (record.total_duration, record.load_duration) == (11, 12)
     assert (record.prompt_eval_count, record.prompt_eval_duration) == (13, 14)
     assert (record.eval_count, record.eval_duration) == (15, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ def event(
     token: str,
     channel: Channel = Channel.TEXT,
     ids: tuple[int, ...] | None = None,
-    calls: list[dict[str, object]] | None = None,
+    calls: list[dict[str, Any]] | None = None,
     candidates: list[Candidate] | None = None,
 ) -> TokenEvent:
     return TokenEvent(

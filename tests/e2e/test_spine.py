@@ -110,7 +110,7 @@ async def test_a_real_model_streams_tokens_with_log_probabilities_and_energy(
         assert each.logprobs == sorted(each.logprobs, reverse=True)
         assert each.logprob is not None and each.logprob <= 0.0
         assert each.candidates is not None and each.candidates[0].token == each.token
-        assert each.token_id is not None
+        assert each.token_ids
         assert each.energy is not None and 0.0 < each.energy <= 1.0
     statistics = tokens.statistics
     assert statistics.finish in (Finish.STOP, Finish.LENGTH)

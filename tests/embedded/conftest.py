@@ -19,6 +19,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ggufs.write(root / "bare.gguf", template=None, seed=2)
     ggufs.write(root / "embed.gguf", pooling=1, seed=3, context=128)
     ggufs.write(root / "tools.gguf", template=ggufs.TOOLS, seed=4)
+    (root / "parrot.gguf").write_bytes(ggufs.parrot())
+    (root / "odd.gguf").write_bytes(ggufs.odd())
     broken = (
         (root / "tiny.gguf").read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight")
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+SAYING = "a日béc🙂 td"
+"""What the parrot says, over and over."""
+SAID = [*SAYING.removesuffix(" td").encode(), 256, *b"d"]
+"""The same as tokens: a byte is one, and so is ` t`; none occurs twice."""
 TOOLS = "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}" + CHATML
 
 
@@ -89,6 +93,7 @@ def llama(
     seed: int = 1,
     width: int = 64,
     extra: Mapping[str, Any] | None = None,
+    replaced: Mapping[str, tuple[tuple[int, ...], bytes]] | None = None,
 ) -> bytes:
     """A Llama of one layer and random weights; with `pooling` (1: mean) it is an embedding model."""
     vocabulary = _vocabulary()
@@ -129,7 +134,37 @@ def llama(
         tensors[f"blk.0.{name}.weight"] = ones(width)
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
         tensors[f"blk.0.{name}.weight"] = weights(width, width)
-    return gguf(metadata, tensors)
+    return gguf(metadata, {**tensors, **(replaced or {})})
+
+
+def parrot() -> bytes:
+    """A model that says SAYING: each of its tokens leads to the next, all others to the first."""
+    size = len(_vocabulary()["tokenizer.ggml.tokens"])
+    following = dict(zip(SAID, SAID[1:] + SAID[:1], strict=True))
+
+    def square(ones: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], bytes]:
+        """A matrix of zeros, but for a one at each (row, column)."""
+        values = array("f", bytes(4 * size * size))
+        for row, column in ones:
+            values[row * size + column] = 1.0
+        return (size, size), values.tobytes()
+
+    tensors = {
+        f"blk.0.{name}.weight": square(())
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    }
+    tensors["token_embd.weight"] = square((token, token) for token in range(size))
+    tensors["output.weight"] = square(
+        (following.get(token, SAID[0]), token) for token in range(size)
+    )
+    return llama(width=size, replaced=tensors)
+
+
+def odd() -> bytes:
+    """A model with a token that byte-level BPE has no bytes for."""
+    tokens = [*_vocabulary()["tokenizer.ggml.tokens"]]
+    tokens[5] = "日"
+    return llama(extra={"tokenizer.ggml.tokens": tokens})
 
 
 def write(path: Path, **options: Any) -> Path:

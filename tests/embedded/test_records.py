@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_adapter.core import gguf
+from ollama_adapter.embedded.pieces import Pieces, Trail
 from ollama_adapter.embedded.records import Answer, Event, decode_event, go_json, timestamp
 from ollama_adapter.embedded.tools import ToolStream, chat_body
+from tests.embedded import ggufs
+
+
+@pytest.fixture
+def pieces() -> Pieces:
+    """Those of a model that has a token per byte."""
+    data = ggufs.llama()
+    return Pieces.read(gguf.parse(data), data)
 
 
 @given(st.text(max_size=40))
@@ -30,20 +41,54 @@ def test_a_time_in_full() -> None:
     assert timestamp(1_700_000_000_000_000_000) == "2023-11-14T22:13:20Z"
 
 
-def test_a_token_id_is_given_only_to_a_record_of_one_token() -> None:
+EVENTS = [  # text, id, and the engine's count of tokens, which sees those that it does not name
+    ("a", 97, 1),
+    ("", 116, 2),  # held back: it may become a stop text
+    ("to", 111, 3),
+    ("é", 169, 5),
+    ("", 257, 6),  # a control token
+    ("", 98, 7),
+    ("b日", 165, 10),
+]
+
+
+def test_a_record_has_the_ids_of_all_tokens_since_the_one_before(pieces: Pieces) -> None:
     answer = Answer("m", chat=False, top=None)
-    ids = []
-    for predicted, content, token in (
-        (1, "a", 5),
-        (2, "", 6),
-        (3, "bc", 7),
-        (4, "d", 8),
-        (7, "é", 9),
-    ):
-        line = answer.record(Event(content=content, tokens=[token], tokens_predicted=predicted))
-        if line:
-            ids.append(json.loads(line).get("token_id"))
-    assert ids == [5, None, 8, None]
+    answer.trail = Trail(pieces)
+    lines = [
+        answer.record(Event(content=text, tokens=[token], tokens_predicted=count))
+        for text, token, count in EVENTS
+    ]
+    assert [json.loads(line).get("token_ids") for line in lines if line] == [
+        [97],
+        [116, 111],
+        [195, 169],
+        [257, 98, 230, 151, 165],
+    ]
+
+
+def test_the_last_record_has_the_ids_that_show_no_text(pieces: Pieces) -> None:
+    answer = Answer("m", chat=False, top=None)
+    answer.trail = Trail(pieces)
+    answer.record(Event(content="", tokens=[258], tokens_predicted=1))
+    last = Event(stop=True, tokens_predicted=1)
+    assert json.loads(answer.last(last))["token_ids"] == [258]
+    answer.trail = Trail(pieces)
+    assert "token_ids" not in json.loads(answer.last(last)), "it was not named"
+
+
+def test_no_ids_are_given_where_they_are_not_known() -> None:
+    answer = Answer("m", chat=False, top=None)
+    lines = [
+        answer.record(Event(content=text, tokens=[token], tokens_predicted=count))
+        for text, token, count in EVENTS
+    ]
+    assert [json.loads(line).get("token_ids") for line in lines if line] == [
+        [97],
+        [116, 111],
+        None,
+        None,
+    ]
 
 
 def test_an_event_shows_nothing_of_its_text_by_accident() -> None:

@@ -25,7 +25,7 @@ def test_records_have_ollamas_shape(daemon: Daemon) -> None:
     assert answer.headers["transfer-encoding"] == "chunked"
     *records, last = answer.lines
     for each in records:
-        assert set(each) <= {"model", "created_at", "response", "done", "token_id"}
+        assert set(each) <= {"model", "created_at", "response", "done", "token_ids"}
         assert (each["model"], each["done"]) == ("tiny", False)
     assert list(last)[:5] == ["model", "created_at", "response", "done", "done_reason"]
     assert (last["response"], last["done"], last["done_reason"]) == ("", True, "length")
@@ -94,8 +94,8 @@ def test_a_character_of_several_tokens_is_one_record_with_one_entry(daemon: Daem
         (entry,) = record["logprobs"]
         assert entry["token"] == character
         assert bytes(entry["bytes"]).decode() == character
-        assert "token_id" not in record
-    assert by_text["<"]["token_id"] == ord("<")
+        assert record["token_ids"] == list(character.encode())
+    assert by_text["<"]["token_ids"] == [ord("<")]
     assert last["done_reason"] == "stop"
     assert len(records) < last["eval_count"]
 
@@ -173,7 +173,7 @@ def test_text_that_only_looked_like_a_stop_comes_in_one_piece(daemon: Daemon) ->
     assert text_of(lines) == '"one two"'
     held = next(each for each in lines if each["response"] == " tw")
     assert [each["token"] for each in held["logprobs"]] == [" tw"]
-    assert "token_id" not in held
+    assert len(held["token_ids"]) == 2
 
 
 def test_an_empty_stop_text_is_none(daemon: Daemon) -> None:
@@ -192,13 +192,13 @@ def test_a_token_list_continues_exactly(daemon: Daemon) -> None:
         """An answer of twelve records, each of one token: what the model says is not for us to know."""
         for first in range(300, 400):
             lines = continue_(list(range(first, first + 20)), 12)
-            if len(lines) == 13 and all("token_id" in each for each in lines[:-1]):
+            if len(lines) == 13 and all(len(each["token_ids"]) == 1 for each in lines[:-1]):
                 return lines, list(range(first, first + 20))
         raise AssertionError("this model says nothing of twelve tokens")
 
     whole, start = whole_and_start()
     first = continue_(start, 5)
-    rest = continue_([*start, *(each["token_id"] for each in first[:-1])], 7)
+    rest = continue_([*start, *(each["token_ids"][0] for each in first[:-1])], 7)
     assert text_of(first) + text_of(rest) == text_of(whole)
     assert rest[-1]["prompt_eval_count"] == 25
 
@@ -238,12 +238,37 @@ def test_the_rendered_prompt_can_be_seen(daemon: Daemon) -> None:
     assert raw["_debug_info"]["rendered_template"] == "hello"
     bare = daemon.generate("hello", model="bare", _debug_render_only=True).json
     assert bare["_debug_info"]["rendered_template"] == "hello"
+    listed = daemon.generate("", raw=True, prompt_tokens=[*b"hi", 257], _debug_render_only=True)
+    assert listed.json["_debug_info"]["rendered_template"] == "hi<|im_start|>"
+    for each in (rendered, chat, raw, bare, listed.json):
+        assert set(each) <= {"model", "created_at", "response", "message", "done", "_debug_info"}
+
+
+def test_what_is_rendered_is_what_is_evaluated(daemon: Daemon) -> None:
+    """A token per byte, but for the three that begin and end a message, and ` t`."""
+    options = {"num_predict": 1}
+    hello: dict[str, Any] = {"prompt": "hello"}
+    messages = [{"role": each, "content": each} for each in ("system", "user", "assistant", "user")]
+    for path, model, said in (
+        ("generate", "tiny", {**hello, "system": "be brief"}),
+        ("generate", "tiny", {**hello, "raw": True}),
+        ("generate", "bare", hello),
+        ("generate", "bare", {**hello, "system": "be brief"}),
+        ("chat", "tiny", {"messages": messages}),
+        ("chat", "bare", {"messages": messages}),
+    ):
+        body = {"model": model, "stream": False, "options": options, **said}
+        shown = daemon.ask(f"/api/{path}", {**body, "_debug_render_only": True}).json
+        text = shown["_debug_info"]["rendered_template"]
+        again = daemon.generate(text, model, raw=True, stream=False, options=options).json
+        plain = daemon.ask(f"/api/{path}", body).json
+        assert plain["prompt_eval_count"] == again["prompt_eval_count"]
 
 
 def test_chat_records_have_ollamas_shape(daemon: Daemon) -> None:
     *records, last = daemon.chat("hello", format=ENDLESS, options={"num_predict": 4}).lines
     for each in records:
-        assert set(each) <= {"model", "created_at", "message", "done", "token_id"}
+        assert set(each) <= {"model", "created_at", "message", "done", "token_ids"}
         assert set(each["message"]) == {"role", "content"}
         assert each["message"]["role"] == "assistant"
     assert last["message"] == {"role": "assistant", "content": ""}
@@ -308,6 +333,34 @@ class TestPromptsThatAreTooLong:
             "", raw=True, prompt_tokens=[65] * 200, options={"num_ctx": 128, "num_predict": 1}
         ).lines[-1]
         assert last["prompt_eval_count"] == 66
+
+    def test_one_that_fills_the_context_is_too_long(self, daemon: Daemon) -> None:
+        """The engine needs room for one token more."""
+        fields: dict[str, Any] = {"raw": True, "options": {"num_ctx": 256, "num_predict": 1}}
+        for prompt in ({"prompt": "a" * 256}, {"prompt": "", "prompt_tokens": [97] * 256}):
+            cut = daemon.ask("/api/generate", {"model": "tiny", **prompt, **fields})
+            assert (cut.status, cut.lines[-1]["prompt_eval_count"]) == (200, 130)
+            whole = {"model": "tiny", "truncate": False, **prompt, **fields}
+            assert "exceeds the available context size" in daemon.ask("/api/generate", whole).error
+        fits = daemon.generate("a" * 255, truncate=False, **fields)
+        assert (fits.status, fits.lines[-1]["prompt_eval_count"]) == (200, 255)
+        refused = daemon.generate("a" * 256, shift=False, **fields)
+        assert (refused.status, refused.error[:34]) == (400, "the prompt is longer than the cont")
+
+    def test_one_of_the_size_asked_for_fits_where_the_engine_has_more(self, daemon: Daemon) -> None:
+        for context in (4, 64):
+            fields: dict[str, Any] = {"raw": True, "options": {"num_ctx": context}}
+            last = daemon.generate("a" * context, stream=False, **fields)
+            assert (last.status, last.json["prompt_eval_count"]) == (200, context)
+
+    def test_a_chat_of_exactly_the_context_forgets_its_oldest_message(self, daemon: Daemon) -> None:
+        options = {"num_predict": 1}
+        turns = ["a" * 60, "b" * 60, "c" * 60]
+        rest = daemon.chat(*turns, options=options).lines[-1]["prompt_eval_count"] - 60
+        turns[0] = "a" * (256 - rest)
+        options["num_ctx"] = 256
+        last = daemon.chat(*turns, options=options).lines[-1]
+        assert rest - 20 < last["prompt_eval_count"] < rest
 
     def test_without_a_sliding_window_it_is_refused(self, daemon: Daemon) -> None:
         answer = daemon.generate(self.LONG, raw=True, shift=False, options={"num_ctx": 128})

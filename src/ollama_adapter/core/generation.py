@@ -3,7 +3,8 @@
 The law of events: the tokens of a channel (text, thinking) concatenate to the text the daemon sent.
 Log probability entries that concatenate to a record's text give an event each; otherwise the record
 is one event with its whole text and the last entry's numbers. A record without text is counted and
-not delivered. `index` counts what is delivered.
+not delivered. `index` counts what is delivered. The ids of a record go with its last event, and an empty
+list of them with those before it.
 """
 
 from __future__ import annotations
@@ -85,16 +86,22 @@ class Generation:
             text, thinking, tool_calls = message.content, message.thinking, message.tool_calls
         else:
             text = thinking = ""
-        entries = record.logprobs
+        entries, ids = record.logprobs, record.token_ids
+        before = None if ids is None else ()
         if thinking:
             # Where both come in one record, the entries belong to what comes last.
+            alone = not (text or tool_calls)
             self._piece(
-                thinking, Channel.THINKING, None if text else entries, record.token_id, now_ns
+                thinking,
+                Channel.THINKING,
+                None if text else entries,
+                ids if alone else before,
+                now_ns,
             )
         if text:
-            self._piece(text, Channel.TEXT, entries, record.token_id, now_ns)
+            self._piece(text, Channel.TEXT, entries, before if tool_calls else ids, now_ns)
         if tool_calls:
-            self._emit("", Channel.TOOL_CALLS, None, record.token_id, now_ns, tool_calls)
+            self._emit("", Channel.TOOL_CALLS, None, ids, now_ns, tool_calls)
         elif not (text or thinking or record.done):
             self._receive_empty(record, now_ns)
         if record.done or record.error is not None or record.remote_host:
@@ -114,27 +121,28 @@ class Generation:
         text: str,
         channel: Channel,
         entries: list[LogprobEntry] | None,
-        token_id: int | None,
+        ids: tuple[int, ...] | None,
         now_ns: int,
     ) -> None:
         stripped = text.strip()
         self._repeats = self._repeats + 1 if stripped == self._last_text else 1
         self._last_text = stripped
         if not entries:
-            self._emit(text, channel, None, token_id, now_ns)
+            self._emit(text, channel, None, ids, now_ns)
         elif len(entries) == 1 or "".join([each.token for each in entries]) != text:
-            self._emit(text, channel, entries[-1], token_id, now_ns)
+            self._emit(text, channel, entries[-1], ids, now_ns)
         else:
-            for entry in entries:
-                if entry.token:
-                    self._emit(entry.token, channel, entry, token_id, now_ns)
+            *others, last = [each for each in entries if each.token]
+            for entry in others:
+                self._emit(entry.token, channel, entry, None if ids is None else (), now_ns)
+            self._emit(last.token, channel, last, ids, now_ns)
 
     def _emit(
         self,
         token: str,
         channel: Channel,
         entry: LogprobEntry | None,
-        token_id: int | None,
+        ids: tuple[int, ...] | None,
         now_ns: int,
         tool_calls: list[dict[str, Any]] | None = None,
     ) -> None:
@@ -177,7 +185,7 @@ class Generation:
                 candidates,
                 tool_calls,
                 now_ns,
-                token_id,
+                ids,
                 self.way,
             )
         )

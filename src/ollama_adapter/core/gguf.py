@@ -30,7 +30,7 @@ SHORT_ARRAY: Final = 64
 _SCALARS: Final = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
-_STRING, _ARRAY = 8, 9
+STRING, _ARRAY = 8, 9
 
 # id: (name, weights in a block, bytes of a block)
 TENSOR_TYPES: Final[dict[int, tuple[str, int, int]]] = {
@@ -147,7 +147,7 @@ def parse(data: Buffer) -> Header:
 def elements(data: Buffer, array: Array) -> list[Any]:
     """The elements of a long array, from the buffer its header was parsed from."""
     reader = _Reader(data, array.offset)
-    if array.kind == _STRING:
+    if array.kind == STRING:
         return [reader.text(MAX_TEXT_BYTES, "a string", strict=False) for _ in range(array.count)]
     kind = _SCALARS[array.kind]
     return [reader.scalar(kind) for _ in range(array.count)]
@@ -250,7 +250,7 @@ class _Reader:
     def value(self, kind: int) -> Any:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
-        if kind == _STRING:
+        if kind == STRING:
             return self.text(MAX_TEXT_BYTES, "a string", strict=False)
         if kind == _ARRAY:
             return self._array()
@@ -258,15 +258,15 @@ class _Reader:
 
     def _array(self) -> list[Any] | Array:
         kind, count = self.scalar("<I"), self.scalar("<Q")
-        if kind not in _SCALARS and kind != _STRING:
+        if kind not in _SCALARS and kind != STRING:
             raise _invalid(f"an array of unknown type {kind}")
-        width = 8 if kind == _STRING else struct.calcsize(_SCALARS[kind])
+        width = 8 if kind == STRING else struct.calcsize(_SCALARS[kind])
         if count > (self.size - self.position) // width:
             raise _truncated()
         array = Array(kind, count, self.position)
         if count <= SHORT_ARRAY:
             return [self.value(kind) for _ in range(count)]
-        if kind == _STRING:
+        if kind == STRING:
             self._skip_strings(count)
         else:
             self.position += count * width

@@ -60,10 +60,10 @@ class Transcript:
             self._folded[event.channel].append(event.token)
             if event.tool_calls:
                 self.tool_calls.append(event.tool_calls)
-            if event.token_id is None:
+            if event.token_ids is None:
                 self._ids = None
             elif self._ids is not None:
-                self._ids.append(event.token_id)
+                self._ids += event.token_ids
         self._tokens += len(self._recent)
         self._recent.clear()
 

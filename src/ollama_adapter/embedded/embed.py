@@ -8,9 +8,10 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.embedded.child import Runner
+from ollama_adapter.embedded.engine import refusal, tokenize
 from ollama_adapter.embedded.http import Exchange
 from ollama_adapter.embedded.requests import decode_body
-from ollama_adapter.embedded.service import RUNNER_DIED, Service, refusal, tokenize
+from ollama_adapter.embedded.service import RUNNER_DIED, Service
 from ollama_adapter.embedded.settings import plan_spec
 from ollama_adapter.embedded.values import ApiError, decode_options, parse_keep_alive
 from ollama_adapter.embedded.wire import RunnerGone

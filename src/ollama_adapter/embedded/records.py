@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ollama_adapter.embedded.pieces import Pieces, Trail
 from ollama_adapter.system.clock import EPOCH_OFFSET_NS, monotonic_ns
 
 encode: Final = msgspec.json.Encoder().encode
@@ -107,7 +108,7 @@ class Answer:
         self._head = b'{"model":' + go_json(model) + b',"created_at":"'
         self._text = b'","message":{"role":"assistant","content":' if chat else b'","response":'
         self._end = b'},"done":' if chat else b',"done":'
-        self._delivered = 0
+        self.trail = Trail(Pieces(()))
         self.started_ns = monotonic_ns()
         self.load_ns = 0
 
@@ -134,13 +135,14 @@ class Answer:
         if event.tool_calls:
             return self._with_calls(event.tool_calls) + b"false}\n"
         if not event.content:
+            self.trail.hold(event.tokens, event.tokens_predicted)
             return b""
+        ids = self.trail.take(event.tokens, event.tokens_predicted, event.content)
         line = [self._opening(self.text(event)), b"false"]
         if self._top is not None:
             line += [b',"logprobs":', encode(self.entries(event))]
-        if event.tokens_predicted == self._delivered + 1 and len(event.tokens) == 1:
-            line.append(b',"token_id":%d' % event.tokens[0])
-        self._delivered = event.tokens_predicted
+        if ids:
+            line += [b',"token_ids":', encode(ids)]
         line.append(b"}\n")
         return escape(b"".join(line))
 
@@ -164,6 +166,8 @@ class Answer:
         tail: dict[str, Any] = {name: value for name, value in figures.items() if value}
         if entries is not None:
             tail["logprobs"] = entries
+        if ids := self.trail.rest(event.tokens_predicted):
+            tail["token_ids"] = ids
         reason = "length" if event.stop_type == "limit" else "stop"
         opening = self._with_calls(calls, text) if calls else self._opening(text)
         return escape(opening + b"true," + encode({"done_reason": reason, **tail})[1:])

@@ -26,6 +26,7 @@ _ANSWER: Final = {
     "logprobs": "bool",
     "top_logprobs": "int",
     "_debug_render_only": "bool",
+    "continue_tokens": "[]int",
 }
 FIELDS: Final[dict[str, dict[str, str]]] = {
     "GenerateRequest": {
@@ -156,6 +157,12 @@ class Asked:
     keep_alive: float | None
     top_logprobs: int | None
     stream: bool
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be generated: the model is to be loaded, or unloaded."""
+        said = self.body.get("messages" if self.chat else "prompt")
+        return not said and "prompt_tokens" not in self.body
 
 
 def parse_asked(body: bytes, *, chat: bool) -> Asked:

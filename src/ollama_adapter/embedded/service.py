@@ -1,4 +1,4 @@
-"""From a request to the runner's answer: which model, how loaded, what prompt.
+"""From a request to a job: which model, how loaded, and whether we can do what is asked.
 
 Nothing is sent to the client from here: errors are raised as ApiError before the first record, so that
 they keep their status.
@@ -6,37 +6,34 @@ they keep their status.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 from ollama_adapter.core import gguf
 from ollama_adapter.core.names import ModelName, parse_name
-from ollama_adapter.embedded import catalog, values, wire
-from ollama_adapter.embedded.child import Runner, Spec
-from ollama_adapter.embedded.records import Answer, encode
+from ollama_adapter.embedded import catalog, values
+from ollama_adapter.embedded.child import Spec
+from ollama_adapter.embedded.pieces import Pieces, Trail, vocabulary_size
+from ollama_adapter.embedded.records import Answer
 from ollama_adapter.embedded.requests import Asked
 from ollama_adapter.embedded.scheduler import Loaded, Scheduler
-from ollama_adapter.embedded.settings import Settings, grammar, plan_spec, sampling, shortened
-from ollama_adapter.embedded.store import CorruptManifest, Model, Store
-from ollama_adapter.embedded.tools import chat_body
+from ollama_adapter.embedded.settings import Settings, plan_spec
+from ollama_adapter.embedded.store import CorruptManifest, Model, Store, open_gguf
 from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.errors import InvalidModelFile, InvalidRequest, ModelNotFound
 from ollama_adapter.system.clock import monotonic_ns
 
 RUNNER_DIED: Final = "an error was encountered while running the model: unexpected EOF"
 CLOUD_OFF: Final = "ollama cloud is disabled: remote model is unavailable"
-TOO_LONG: Final = (
-    "the prompt is longer than the context length currently available to the model; shorten the "
-    "prompt, adjust the context length in settings, or use a model with a longer context length"
-)
 NO_TEMPLATES: Final = (
     "this daemon renders prompts with the template inside the model file; use raw, or put the whole "
     "prompt together yourself"
 )
+INVALID_TOKENS: Final = "Prompt contains invalid tokens"  # the engine's words
 
 
 @dataclass(slots=True)
@@ -46,9 +43,10 @@ class Job:
     asked: Asked
     model: Model
     header: gguf.Header
-    options: dict[str, Any]
+    options: dict[str, Any] = field(repr=False)
     spec: Spec
     answer: Answer
+    continued: list[int] = field(repr=False)  # generated already, to be gone on from
 
     @property
     def body(self) -> dict[str, Any]:
@@ -58,6 +56,10 @@ class Job:
     def truncate(self) -> bool:
         return bool(self.body.get("truncate", True))
 
+    @property
+    def has_template(self) -> bool:
+        return bool(self.header.text("tokenizer.chat_template"))
+
 
 class Service:
     """The daemon's knowledge of its models; one per process."""
@@ -66,6 +68,7 @@ class Service:
         self.store = store
         self.scheduler = scheduler
         self.settings = settings
+        self._pieces: dict[Path, Pieces] = {}
 
     # Finding a model
 
@@ -110,6 +113,8 @@ class Service:
         model = self.find(asked.model, f"model '{asked.model}' not found")
         self._refuse(asked, model)
         header = self.header(model, asked.model)
+        continued = _ids(asked.body.get("continue_tokens", ()), header)
+        _ids(asked.body.get("prompt_tokens", ()), header)
         able = catalog.capabilities(header)
         if "completion" not in able:
             doing = "chat" if asked.chat else "generate"
@@ -125,7 +130,7 @@ class Service:
             self.settings, model.weights or self.store.root, header, options, shift=shift
         )
         answer = Answer(asked.model, chat=asked.chat, top=asked.top_logprobs)
-        return Job(asked, model, header, options, spec, answer)
+        return Job(asked, model, header, options, spec, answer, continued)
 
     @staticmethod
     def _refuse(asked: Asked, model: Model) -> None:
@@ -140,72 +145,12 @@ class Service:
             raise ApiError(400, "context is not supported by this daemon; use /api/chat")
         if "prompt_tokens" in body and not (body.get("raw") and not body.get("prompt")):
             raise ApiError(400, "prompt_tokens needs raw, and no prompt beside it")
+        if body.get("continue_tokens"):
+            _refuse_to_continue(asked)
         images = [*body.get("images", [])]
         for message in body.get("messages", []):
             images += message.get("images") or []
         values.check_images(images)
-
-    # Making a prompt
-
-    async def prompt(self, job: Job, runner: Runner) -> str | list[int]:
-        """What the runner shall continue, before any cut."""
-        body = job.body
-        if "prompt_tokens" in body:
-            return list(body["prompt_tokens"])
-        if not job.asked.chat and (body.get("raw") or not self._has_template(job)):
-            return str(body["prompt"])
-        messages = self.messages(job)
-        if messages[-1].get("role") == "assistant":
-            job.answer.prefill = str(messages[-1].get("content", ""))
-        return await render(runner, messages, body.get("tools"))
-
-    @staticmethod
-    def _has_template(job: Job) -> bool:
-        return bool(job.header.text("tokenizer.chat_template"))
-
-    def messages(self, job: Job) -> list[dict[str, Any]]:
-        """The messages of a request, after those stored with the model and its system prompt."""
-        body = job.body
-        given = list(body.get("messages", [])) if job.asked.chat else []
-        if not job.asked.chat:
-            given = [{"role": "user", "content": body["prompt"]}]
-        given = [*job.model.messages(), *given]
-        system = body.get("system") or job.model.text("system")
-        if system and (not given or given[0].get("role") != "system"):
-            given.insert(0, {"role": "system", "content": system})
-        return given
-
-    async def fit(self, job: Job, runner: Runner, prompt: str | list[int]) -> str | list[int]:
-        """The prompt as it goes to the engine: cut where it is longer than the context."""
-        room = job.spec.n_ctx
-        if not job.truncate or (isinstance(prompt, str) and len(prompt.encode()) + 2 <= room):
-            return prompt
-        tokens = await tokenize(runner, prompt) if isinstance(prompt, str) else prompt
-        if len(tokens) <= room:
-            return prompt
-        if not job.spec.shift:
-            raise ApiError(400, TOO_LONG)
-        if job.asked.chat:
-            tokens = await self._drop_oldest(job, runner, tokens)
-        if len(tokens) <= room:
-            return tokens
-        return shortened(tokens, room, job.options.get("num_keep", 4))
-
-    async def _drop_oldest(self, job: Job, runner: Runner, tokens: list[int]) -> list[int]:
-        """The tokens of the longest history that fits: system messages stay, and so does the last."""
-        messages = self.messages(job)
-        low, high = 1, len(messages) - 1  # `low` first messages are dropped, if it must be
-        while low <= high:
-            middle = (low + high) // 2
-            kept = [each for each in messages[:middle] if each.get("role") == "system"]
-            text = await render(runner, kept + messages[middle:], job.body.get("tools"))
-            attempt = await tokenize(runner, text)
-            if len(attempt) <= job.spec.n_ctx:
-                tokens, high = attempt, middle - 1
-            else:
-                low = middle + 1
-                tokens = min(tokens, attempt, key=len) if len(tokens) > job.spec.n_ctx else tokens
-        return tokens
 
     # Running it
 
@@ -213,78 +158,45 @@ class Service:
     async def lease(self, job: Job, *, slot: bool = True) -> AsyncIterator[Loaded]:
         """The job's model in memory, and the time that took."""
         begin = monotonic_ns()
+        reading = asyncio.get_running_loop().run_in_executor(None, self._read_pieces, job)
         async with self.scheduler.lease(
             job.model, job.spec, job.asked.keep_alive, slot=slot
         ) as loaded:
             job.answer.load_ns = monotonic_ns() - begin
+            job.answer.trail = Trail(await reading)
             yield loaded
 
-    async def complete(self, job: Job, runner: Runner, prompt: str | list[int]) -> wire.Reply:
-        """The engine's answer, begun. ApiError where it refuses."""
-        top = job.asked.top_logprobs
-        body = {
-            "prompt": prompt,
-            "stream": True,
-            "return_tokens": True,
-            "cache_prompt": True,
-            "post_sampling_probs": False,
-            "n_probs": 0 if top is None else max(1, top),
-            "response_fields": [
-                "stop",
-                "stop_type",
-                "tokens_predicted",
-                "tokens_evaluated",
-                "timings",
-            ],
-            **sampling(job.options, job.spec.n_ctx),
-        }
-        if job.asked.schema is not None:
-            body["grammar"] = grammar(job.asked.schema)
-        return await self._open(runner, "/completion", body)
+    def _read_pieces(self, job: Job) -> Pieces:
+        """The model's vocabulary, read once, while the engine loads the model."""
+        path = job.spec.weights
+        if path not in self._pieces:
+            try:
+                self._pieces[path] = Pieces.read(job.header, open_gguf(path))
+            except OSError:  # removed meanwhile
+                return Pieces(())
+        return self._pieces[path]
 
-    async def converse(self, job: Job, runner: Runner) -> wire.Reply:
-        """The same by the engine's chat endpoint, which knows about tools."""
-        fields = sampling(job.options, job.spec.n_ctx)
-        body = chat_body(self.messages(job), job.body["tools"], fields)
-        return await self._open(runner, "/v1/chat/completions", body)
 
-    @staticmethod
-    async def _open(runner: Runner, path: str, body: dict[str, Any]) -> wire.Reply:
-        reply = await runner.open(path, encode(body))
-        if reply.status != 200:
-            async with reply:
-                raise refusal(reply.status, await reply.read())
-        return reply
+def _refuse_to_continue(asked: Asked) -> None:
+    body = asked.body
+    if asked.is_empty:
+        raise ApiError(400, "continue_tokens needs a prompt to stand after")
+    for name, why in (
+        ("format", "its grammar would begin anew"),
+        ("tools", "their calls are not made of tokens here"),
+    ):
+        if body.get(name):
+            raise ApiError(400, f"continue_tokens cannot be had with {name}: {why}")
+
+
+def _ids(tokens: Sequence[int], header: gguf.Header) -> list[int]:
+    """Token ids that the model knows. (The engine would take some beyond 32 bits for others.)"""
+    size = vocabulary_size(header)
+    if not all(0 <= each < size for each in tokens):
+        raise ApiError(400, values.nested_error(400, INVALID_TOKENS, "invalid_request_error"))
+    return [int(each) for each in tokens]
 
 
 def full_name(name: ModelName) -> str:
     """A name with all its parts."""
     return f"{name.host}/{name.namespace}/{name.model}:{name.tag}"
-
-
-def refusal(status: int, body: bytes) -> ApiError:
-    """An error of the engine, passed on as Ollama does: its JSON as the text of ours."""
-    return ApiError(status, body.decode("utf-8", "replace"))
-
-
-async def render(runner: Runner, messages: list[dict[str, Any]], tools: Any = None) -> str:
-    """Messages in the model's own chat template."""
-    plain = [{"content": "", **each} for each in messages]
-    for each in plain:
-        each.pop("images", None)
-    body: dict[str, Any] = {"messages": plain}
-    if tools:
-        body["tools"] = tools
-    status, answer = await runner.call("/apply-template", body)
-    if status != 200:
-        raise refusal(status, answer)
-    return str(msgspec.json.decode(answer)["prompt"])
-
-
-async def tokenize(runner: Runner, text: str) -> list[int]:
-    """The token ids of a prompt, special ones included."""
-    body = {"content": text, "add_special": True, "parse_special": True}
-    status, answer = await runner.call("/tokenize", body)
-    if status != 200:
-        raise refusal(status, answer)
-    return list(msgspec.json.decode(answer)["tokens"])

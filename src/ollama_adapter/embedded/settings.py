@@ -84,7 +84,9 @@ def plan_spec(
     if trained:
         context = min(context, trained)
     embedding = bool(header.number("pooling_type"))
-    batch = max(1, min(options.get("num_batch", DEFAULT_BATCH), context))
+    batch = max(
+        2, min(options.get("num_batch", DEFAULT_BATCH), context)
+    )  # with 1 the engine aborts
     return Spec(
         weights=path,
         n_ctx=context,
@@ -115,6 +117,11 @@ def grammar(schema: Mapping[str, Any]) -> str:
 
     guided = {**schema, "x-guidance": {"whitespace_flexible": False, "lenient": True}}
     return "%llguidance {}\nstart: %json " + encode(guided).decode()
+
+
+def window(n_ctx: int) -> int:
+    """The context that the engine makes of it: a multiple of 256."""
+    return -(-n_ctx // 256) * 256
 
 
 def shortened(tokens: list[int], n_ctx: int, num_keep: int) -> list[int]:

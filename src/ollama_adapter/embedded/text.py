@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ollama_adapter.embedded import prompts
 from ollama_adapter.embedded.child import Runner
 from ollama_adapter.embedded.http import Exchange
 from ollama_adapter.embedded.records import Event, decode_event
@@ -31,7 +32,7 @@ async def chat(service: Service, exchange: Exchange) -> None:
 
 async def _answer(service: Service, exchange: Exchange, *, chat: bool) -> None:
     job = service.prepare(parse_asked(await exchange.body(), chat=chat))
-    empty = not job.body.get("messages" if chat else "prompt") and "prompt_tokens" not in job.body
+    empty = job.asked.is_empty
     if empty and job.asked.keep_alive == 0:
         service.scheduler.unload(job.model)
         return await exchange.json(job.answer.short("unload"))
@@ -39,23 +40,15 @@ async def _answer(service: Service, exchange: Exchange, *, chat: bool) -> None:
         async with exchange.until_gone(), service.lease(job, slot=not empty) as loaded:
             if empty:
                 return await exchange.json(job.answer.short("load"))
-            prompt = await service.prompt(job, loaded.runner)
             if job.body.get("_debug_render_only"):
-                return await exchange.json(
-                    job.answer.rendered(prompt if isinstance(prompt, str) else "")
-                )
+                text = await prompts.rendered(job, loaded.runner)
+                return await exchange.json(job.answer.rendered(text))
             before = loaded.runner.grammar_failures
-            async with await _begin(service, job, loaded.runner, prompt) as reply:
+            async with await prompts.begin(job, loaded.runner) as reply:
                 events = _events(job, loaded.runner, before, reply)
                 await (_stream if job.asked.stream else _collect)(job, exchange, events)
     except RunnerGone:
         raise ApiError(500, RUNNER_DIED) from None
-
-
-async def _begin(service: Service, job: Job, runner: Runner, prompt: str | list[int]) -> Reply:
-    if job.body.get("tools"):
-        return await service.converse(job, runner)
-    return await service.complete(job, runner, await service.fit(job, runner, prompt))
 
 
 async def _events(job: Job, runner: Runner, failures: int, reply: Reply) -> AsyncIterator[Event]:
