@@ -54,6 +54,7 @@ def test_the_package_names_at_most_25_things_and_has_them_all() -> None:
 def test_every_error_is_an_adapter_error_with_a_hint() -> None:
     classes = [each for _, each in inspect.getmembers(errors, inspect.isclass)]
     ours = [each for each in classes if each.__module__ == errors.__name__]
+    ours.remove(errors.Interruption)  # the reasons of one of them
     assert len(ours) >= 30
     for each in ours:
         assert issubclass(each, errors.AdapterError)

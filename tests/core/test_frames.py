@@ -369,6 +369,15 @@ def test_the_end_of_an_unknown_session_is_ignored() -> None:
     assert not composer.active
 
 
+def test_a_session_whose_stream_is_cut_stalls_in_the_next_frame() -> None:
+    composer = FrameComposer()
+    composer.open("a", EUMapper(MID), 0)
+    composer.ingest(token("a", 1))
+    composer.interrupt("a", 2)
+    composer.interrupt("ghost", 2)
+    assert composer.compose(1, 3, 0).sessions["a"].state is State.STALLING
+
+
 def test_an_id_may_serve_again_and_nothing_is_lost() -> None:
     composer, mapper = FrameComposer(), EUMapper(MID)
     composer.open("a", EUMapper(MID), 0)

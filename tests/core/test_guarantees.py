@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ollama_adapter.config import Tier
 from ollama_adapter.core.guarantees import HANDLING_MS, judge
-from ollama_adapter.events import Guarantee, Statistics
+from ollama_adapter.events import Guarantee, Seam, Statistics, Way
 
 MS = 1_000_000
 FRAME_NS = 16_666_666
@@ -76,6 +76,11 @@ def test_the_throughput_of_a_tier(tier: Tier, floor: float) -> None:
         verdict = by_name(session(tps=tps), tier)["throughput"]
         assert (verdict.met, verdict.measured, verdict.limit) == (met, tps, floor)
         assert verdict.cause == (f"slow model for the tier {tier}" if met is False else "")
+
+
+def test_the_pause_of_an_interruption_is_no_slow_model() -> None:
+    seams = (Seam(3, Way.TEXT, "it was cut", 900.0),)
+    assert "interrupted" in by_name(session(tps=1.0, seams=seams))["throughput"].cause
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def planned(
     renders: bool = True,
     most: int = 100,
 ) -> Plan:
-    made = transcript or delivered(ids=embedded)
+    made = delivered(ids=embedded) if transcript is None else transcript
     return plan_ways(Asked.of(request), made, embedded=embedded, renders=renders, rerun_tokens=most)
 
 
@@ -170,9 +170,9 @@ def test_going_on_from_ids_is_the_same_request_with_the_ids() -> None:
 def test_going_on_from_text_is_the_rendered_prompt_and_the_text_raw() -> None:
     request = chat(stop=["x"], top_logprobs=3, keep_alive="1m", think=False, shift=False)
     going_on = continue_text(Asked.of(request), "<user>question<assistant>", "so far", None)
-    assert (going_on.path, going_on.model) == ("/api/generate", "m")
+    assert (going_on.path, going_on.model) == ("/api/generate", "m:latest")
     assert sent(going_on) == {
-        "model": "m",
+        "model": "m:latest",
         "prompt": "<user>question<assistant>so far",
         "raw": True,
         "keep_alive": "1m",
@@ -189,6 +189,10 @@ def test_what_may_still_come_is_what_was_asked_for_less_what_came() -> None:
     assert Asked.of(generate(num_predict=10)).remaining(12) == 0
     for unlimited in (generate(), generate(num_predict=-1), generate(num_predict=0)):
         assert Asked.of(unlimited).remaining(4) is None
+
+
+def test_no_repr_shows_what_was_asked() -> None:
+    assert "question" not in repr(Asked.of(generate()))
 
 
 def test_a_look_at_one_token_and_at_the_prompt_change_nothing_else() -> None:

@@ -46,10 +46,6 @@ class Asked:
         return self.body.get("options") or {}
 
     @property
-    def chat(self) -> bool:
-        return self.request.path == "/api/chat"
-
-    @property
     def greedy(self) -> bool:
         """Every step takes the most probable token."""
         return self.options.get("temperature") == 0
@@ -57,7 +53,8 @@ class Asked:
     @property
     def seeded(self) -> bool:
         """The caller was promised the same answer each time. (A seed below 0 is drawn anew.)"""
-        return (self.options.get("seed") or -1) >= 0 or self.options.get("seed") == 0
+        seed = self.options.get("seed")
+        return seed is not None and seed >= 0
 
     def remaining(self, generated: int) -> int | None:
         """How many tokens may still come; None: no limit was asked for."""

@@ -8,7 +8,7 @@ new. `overlap` says how alike two predictions for the same place are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, fsum
 from typing import Any, Final
 
 from ollama_adapter.events import Candidate, Channel, TokenEvent
@@ -135,8 +135,8 @@ def overlap(before: Sequence[Candidate] | None, after: Sequence[Candidate] | Non
         return None
     p = {each.token: exp(min(each.logprob, 0.0)) for each in before}
     q = {each.token: exp(min(each.logprob, 0.0)) for each in after}
-    covered = min(sum(p.values()), sum(q.values()))
+    covered = min(fsum(p.values()), fsum(q.values()))
     if covered <= 0.0:
         return None
-    shared = sum(min(p[token], q[token]) for token in p.keys() & q.keys())
+    shared = fsum(min(p[token], q[token]) for token in p.keys() & q.keys())
     return min(1.0, shared / covered)

@@ -260,7 +260,9 @@ class Response:
     body: bytes = field(repr=False)
 
 
-async def fetch(dial: Dial, request: bytes, *, connect_s: float, answer_s: float) -> Response:
+async def fetch(
+    dial: Dial, request: bytes, *, connect_s: float, answer_s: float | None
+) -> Response:
     """One request, its whole answer. Raises TransportError. Cancelling closes the connection."""
     body = bytearray()
 
