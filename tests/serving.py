@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
@@ -67,3 +68,23 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(WATCHDOG_S):
         while not condition():
             await checkpoint()
+
+
+class DaemonThread:
+    """A scripted daemon on a loop of its own, since the caller's thread blocks."""
+
+    def __init__(self, script: Script | ScriptedDaemon) -> None:
+        self.daemon = script if isinstance(script, ScriptedDaemon) else ScriptedDaemon(script)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> ScriptedDaemon:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self.daemon.__aenter__(), self._loop).result(WATCHDOG_S)
+        return self.daemon
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self.daemon.stop(), self._loop).result(WATCHDOG_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -9,29 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from ollama_adapter import BlockingAdapter, Finish
-from ollama_adapter.errors import AdapterError, InvalidRequest, StreamInterrupted
-from ollama_adapter.testing import STREAM_HEAD, Piece, ScriptedDaemon, ScriptedRequest, chunk
-from tests.serving import WATCHDOG_S, config_for, saying
-
-
-class DaemonThread:
-    """A scripted daemon on a loop of its own, since the caller's thread blocks."""
-
-    def __init__(self, script: object) -> None:
-        self.daemon = ScriptedDaemon(script)  # type: ignore[arg-type]
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-
-    def __enter__(self) -> ScriptedDaemon:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.daemon.__aenter__(), self._loop).result(WATCHDOG_S)
-        return self.daemon
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self.daemon.stop(), self._loop).result(WATCHDOG_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+from ollama_adapter.errors import (
+    AdapterError,
+    InvalidRequest,
+    SessionNotFound,
+    StreamInterrupted,
+)
+from ollama_adapter.events import AbortReceipt, Phase
+from ollama_adapter.testing import STREAM_HEAD, Piece, ScriptedRequest, chunk
+from tests.serving import WATCHDOG_S, DaemonThread, config_for, saying
 
 
 def test_a_script_streams_and_asks_without_await() -> None:
@@ -73,6 +59,25 @@ def test_a_stream_can_be_stopped_from_another_thread() -> None:
         assert "".join(each.token for each in stream) in ("", "a")
         stopper.join()
         assert stream.statistics.finish is Finish.ABORTED
+
+
+def test_an_abort_from_another_thread_gives_its_receipt() -> None:
+    def script(_: ScriptedRequest) -> Iterator[Piece]:
+        yield STREAM_HEAD + chunk({"response": "a", "done": False})
+        yield asyncio.Event()
+
+    with DaemonThread(script) as daemon, BlockingAdapter(config_for(daemon)) as adapter:
+        stream = adapter.generate_stream("m", "p", session_id="s")
+        assert next(stream).token == "a"
+        receipts: list[AbortReceipt] = []
+        stopper = threading.Thread(target=lambda: receipts.append(adapter.abort("s")))
+        stopper.start()
+        assert list(stream) == []
+        stopper.join()
+        assert (receipts[0].phase, receipts[0].events_after) == (Phase.DECODING, 0)
+        assert adapter.abort("s").phase is Phase.ENDED
+        with pytest.raises(SessionNotFound):
+            adapter.abort("never was")
 
 
 def test_an_error_is_raised_where_one_reads() -> None:

@@ -18,6 +18,7 @@ from ollama_adapter.config import (
     EnergyConfig,
     FrameConfig,
     PoolConfig,
+    Rung,
     StreamConfig,
     Tier,
     parse_host,
@@ -110,6 +111,11 @@ def test_any_host_is_this_machine_or_an_error_of_ours(text: str) -> None:
         (lambda: StreamConfig(next_token_s="soon"), "next_token_s cannot be"),  # type: ignore[arg-type]
         (lambda: StreamConfig(buffer_tokens=0), "buffer_tokens is 0"),
         (lambda: StreamConfig(buffer_bytes=1.5), "buffer_bytes cannot be"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(reader_s=-1), "reader_s is -1"),
+        (lambda: StreamConfig(reader_s=math.nan), "reader_s is nan"),
+        (lambda: StreamConfig(abort_s=0), "abort_s is 0"),
+        (lambda: StreamConfig(abort_ladder=("jump",)), "abort_ladder cannot be 'jump'"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(abort_ladder=3), "abort_ladder cannot be 3"),  # type: ignore[arg-type]
         (lambda: EnergyConfig(tier="huge"), "tier cannot be 'huge'"),  # type: ignore[arg-type]
         (lambda: EnergyConfig(profile=5), "profile cannot be 5"),  # type: ignore[arg-type]
         (lambda: FrameConfig(rate_hz=0), "rate_hz is 0"),
@@ -190,6 +196,12 @@ def test_a_file_says_it_all() -> None:
         ({"OLLAMA_KEEP_ALIVE": ""}, lambda c: c.pool.keep_alive, 300.0),
         ({"OLLAMA_ADAPTER_DAEMON_PORT": "5002"}, lambda c: c.daemon.port, 5002),
         ({"OLLAMA_ADAPTER_ENERGY_TIER": "low"}, lambda c: c.energy.tier, Tier.LOW),
+        ({"OLLAMA_ADAPTER_STREAM_READER_S": "0"}, lambda c: c.stream.reader_s, 0.0),
+        (
+            {"OLLAMA_ADAPTER_STREAM_ABORT_LADDER": "unload, restart"},
+            lambda c: c.stream.abort_ladder,
+            (Rung.UNLOAD, Rung.RESTART),
+        ),
         ({"OLLAMA_ADAPTER_STREAM_FIRST_TOKEN_S": "7.5"}, lambda c: c.stream.first_token_s, 7.5),
         ({"OLLAMA_ADAPTER_POOL_KEEP_ALIVE": "1h"}, lambda c: c.pool.keep_alive, "1h"),
         ({"OLLAMA_ADAPTER_SHUTDOWN_S": "9"}, lambda c: c.shutdown_s, 9.0),
@@ -245,6 +257,8 @@ def test_the_environment_wins_over_the_file(
         ("[pool]\nkeep_alive = []", "pool.keep_alive"),
         ("[stream]\nconnect_s = 0", "connect_s"),
         ("[stream]\nconnect_s = nan", "connect_s"),
+        ("[stream]\nreader_s = -0.5", "reader_s"),
+        ("[stream]\nabort_ladder = ['unload', 'kill']", "stream.abort_ladder"),
         ("shutdown_s = false", "shutdown_s"),
         ("shutdown_s = " + "9" * 400, "shutdown_s"),
         ("[energy]\ntier = 'LOWEST'", "energy.tier"),

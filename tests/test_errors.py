@@ -27,7 +27,7 @@ DaemonError NotSandboxed UnsupportedCPU
 TransportError NotLoopback ConnectFailed ConnectionLost ReadTimeout ProtocolError
 ResponseError ModelNotFound RemoteModelRefused ServerBusy ContextOverflow
 PoolError ModelLoadFailed BudgetExceeded InvalidModelFile PullRefused PullFailed
-GenerationError StreamInterrupted SessionNotFound
+GenerationError StreamInterrupted ReaderGone SessionNotFound
 """
 
 

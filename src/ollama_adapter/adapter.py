@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from ollama_adapter.aborting import Aborter
 from ollama_adapter.backing import Backing
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import Config
@@ -21,7 +22,7 @@ from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.decipher import Decipher
 from ollama_adapter.errors import AdapterError
-from ollama_adapter.events import Answer, Channel, Embeddings, Health, Statistics
+from ollama_adapter.events import AbortReceipt, Answer, Channel, Embeddings, Health, Statistics
 from ollama_adapter.pool import ModelPool
 from ollama_adapter.session import Session
 from ollama_adapter.stream import SessionRegistry, TokenStream
@@ -58,6 +59,9 @@ class OllamaAdapter:
         self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock)
         self._sessions = SessionRegistry(self._scope)
         self._backing = Backing(self.daemon, self.client, self.pool)
+        self._aborter = Aborter(
+            self.config.stream, self._sessions, self.daemon, self.client, self.pool, self._clock
+        )
         self._closed = False
         self.daemon.last_token_ns = self._sessions.last_token_ns
         if decipher is not None:
@@ -93,6 +97,14 @@ class OllamaAdapter:
         """
         await self._sessions.stop(session_id)
 
+    async def abort(self, session_id: str) -> AbortReceipt:
+        """Abort a session, then wait until its runner is known to be at rest (docs/streams.md).
+
+        Takes at least 0.2 s, and up to stream.abort_s for each rung of stream.abort_ladder. Raises
+        SessionNotFound. Cancelling is safe: the connection is closed all the same.
+        """
+        return await self._aborter.abort(session_id)
+
     async def health_check(self) -> bool:
         """Whether a daemon is ready at this moment. Never raises for one that is not."""
         try:
@@ -127,7 +139,8 @@ class OllamaAdapter:
         await self.ensure_running()
         await self.pool.describe(request.model)
         work = self.client.embed(request, self.config.stream.first_token_s)
-        result = await self._scope.run(work, name="embed")
+        with self.pool.using(request.model):
+            result = await self._scope.run(work, name="embed")
         self.pool.used(request.model, request.reloading, request.keep_alive)
         return result
 

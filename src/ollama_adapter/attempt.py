@@ -28,12 +28,20 @@ TooLate = Callable[[str, float], Awaitable[AdapterError]]
 class Attempt:
     """One request on one connection. `run` is awaited by the session's task; `close` may come any time."""
 
-    def __init__(self, request: Request, take: Take, clock: Clock, too_late: TooLate) -> None:
+    def __init__(
+        self,
+        request: Request,
+        take: Take,
+        clock: Clock,
+        too_late: TooLate,
+        check_reader: Callable[[int], None],
+    ) -> None:
         self.request = request
         self._take = take
         self._clock = clock
         self._too_late = too_late
-        self._exchange: Exchange | None = None
+        self._check_reader = check_reader
+        self.exchange: Exchange | None = None
         self._error_body = bytearray()
         self._heard_ns = 0  # when the latest record came
         self._resumed_ns = 0  # when the reader last let it go on
@@ -44,11 +52,7 @@ class Attempt:
         )
 
     def __repr__(self) -> str:
-        return f"<Attempt {self._exchange or 'not connected'}>"
-
-    @property
-    def connected(self) -> bool:
-        return self._exchange is not None
+        return f"<Attempt {self.exchange or 'not connected'}>"
 
     @property
     def context_tokens(self) -> int:
@@ -62,12 +66,17 @@ class Attempt:
         paused: bool,
         first_s: float,
         next_s: float,
+        reader_s: float,
     ) -> bool:
-        """Until the response has ended: whether it came whole. Raises AdapterError."""
-        self._exchange = exchange = await open_(self._receive)
+        """Until the response has ended: whether it came whole. Raises AdapterError.
+
+        The limits are in seconds: for the first record, for each one after it, and how often to look
+        whether a reader that makes us wait is still there (0: never).
+        """
+        self.exchange = exchange = await open_(self._receive)
         if paused:
             exchange.pause()
-        await self._until_ended(exchange, first_s, next_s)
+        await self._until_ended(exchange, first_s, next_s, reader_s or next_s)
         if exchange.status not in (0, 200):
             body = bytes(self._error_body)
             raise response_error(exchange.status, body, self.request.model, self.request.body)
@@ -79,25 +88,28 @@ class Attempt:
 
     def close(self) -> None:
         """Drop the connection. Idempotent."""
-        if self._exchange is not None:
-            self._exchange.close()
+        if self.exchange is not None:
+            self.exchange.close()
 
     def pause(self) -> None:
         """Read no more, so that the daemon waits, until `resume`."""
-        if self._exchange is not None:
-            self._exchange.pause()
+        if self.exchange is not None:
+            self.exchange.pause()
 
     def resume(self) -> None:
         self._resumed_ns = self._clock.now_ns()
-        if self._exchange is not None:
-            self._exchange.resume()
+        if self.exchange is not None:
+            self.exchange.resume()
 
-    async def _until_ended(self, exchange: Exchange, first_s: float, next_s: float) -> None:
+    async def _until_ended(
+        self, exchange: Exchange, first_s: float, next_s: float, look_s: float
+    ) -> None:
         """Wait, with a timer per silence and none per token. Raises ReadTimeout, ProtocolError."""
         waiting_since = self._clock.now_ns()
         while not exchange.ended.done():
             if exchange.paused:  # the reader holds us up, not the daemon
                 waiting_since = self._clock.now_ns()
+                self._check_reader(waiting_since)
             since = max(waiting_since, self._heard_ns, self._resumed_ns)
             first = self._heard_ns == 0
             limit_s = first_s if first else next_s
@@ -105,7 +117,7 @@ class Attempt:
             if remaining <= 0:
                 raise await self._too_late("first" if first else "next", limit_s)
             # The first token may come meanwhile, and then the other limit counts.
-            await asyncio.wait([exchange.ended], timeout=min(remaining, next_s))
+            await asyncio.wait([exchange.ended], timeout=min(remaining, next_s, look_s))
         exchange.ended.result()
 
     def _receive(self, status: int, data: bytes, now_ns: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.config import Config
 from ollama_adapter.errors import AdapterError
-from ollama_adapter.events import Answer, Embeddings, Health, Statistics, TokenEvent
+from ollama_adapter.events import AbortReceipt, Answer, Embeddings, Health, Statistics, TokenEvent
 from ollama_adapter.stream import TokenStream
 
 T = TypeVar("T")
@@ -98,6 +98,10 @@ class BlockingAdapter:
     def stop_generation(self, session_id: str) -> None:
         """Abort a session, from any thread."""
         self._wait(self._adapter.stop_generation(session_id))
+
+    def abort(self, session_id: str) -> AbortReceipt:
+        """Abort a session, from any thread, and wait until its runner is known to be at rest."""
+        return self._wait(self._adapter.abort(session_id))
 
     def health_check(self) -> bool:
         return not self._loop.is_closed() and self._wait(self._adapter.health_check())

@@ -53,6 +53,17 @@ class DaemonMode(StrEnum):
     EMBEDDED = "embedded"
 
 
+class Rung(StrEnum):
+    """What may be done to a runner that does not come to rest after an abort (docs/streams.md).
+
+    UNLOAD asks the daemon to unload the model; RESTART ends the process that runs it, which a daemon of
+    ours starts anew for the next request.
+    """
+
+    UNLOAD = "unload"
+    RESTART = "restart"
+
+
 def parse_host(value: str) -> tuple[str, int]:
     """An OLLAMA_HOST value as (127.0.0.1, port).
 
@@ -158,9 +169,15 @@ class StreamConfig:
     """How many tokens may wait for a slow reader before the daemon is made to wait."""
     buffer_bytes: int = 1 << 20
     """The same, in characters of text."""
+    reader_s: float = 300.0
+    """How long the daemon is made to wait for a reader that has stopped reading; 0: for ever."""
+    abort_s: float = 10.0
+    """How long an abort, and each rung of its ladder, waits for the runner to come to rest."""
+    abort_ladder: tuple[Rung, ...] = ()
+    """What is done, in this order, while the runner does not come to rest."""
     resume_tries: int = 3
     """How often one answer may go on after an interruption; 0: it ends at the first one."""
-    resume_s: float = 120.0
+    resume_s: float = 60.0
     """Limit from an interruption to the next token: a daemon and a model may have to start meanwhile."""
     resume_tokens: int = 2048
     """The longest part of an answer that is computed once more in order to go on."""
@@ -171,8 +188,8 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         typed(self)
-        may_be_zero = ("resume_tries", "resume_tokens", "cache_bytes")
-        names = [each.name for each in dataclasses.fields(self)]
+        may_be_zero = ("reader_s", "resume_tries", "resume_tokens", "cache_bytes")
+        names = [each.name for each in dataclasses.fields(self) if each.name != "abort_ladder"]
         positive(self, *(each for each in names if each not in may_be_zero))
         not_negative(self, *may_be_zero)
 

@@ -32,7 +32,7 @@ from ollama_adapter.system.bulletin import Bulletin
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.launch import Launcher, Running, is_transient
 from ollama_adapter.system.probe import probe
-from ollama_adapter.system.scope import TaskScope
+from ollama_adapter.system.scope import TaskScope, is_orphan
 
 SILENCES: Final = 3  # probes in a row without an answer, and it counts as dead
 EMBEDDED_SUFFIX: Final = "-embedded"  # of the version that our own daemon gives
@@ -80,6 +80,11 @@ class OllamaDaemon:
     @property
     def port(self) -> int:
         return self._running.port if self._running else self._config.port
+
+    @property
+    def origin(self) -> str:
+        """adopted, spawned or embedded; "" when there is none."""
+        return self._running.origin if self._running else ""
 
     @property
     def pid(self) -> int | None:
@@ -151,7 +156,7 @@ class OllamaDaemon:
         """Stop what we spawned and forget what we adopted. Idempotent. Cancelling kills it at once."""
         self._signal(Signal.STOP)
         supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
+        if supervisor is not None and not is_orphan(supervisor):
             supervisor.cancel()
             await asyncio.wait([supervisor])
         running, self._running = self._running, None

@@ -7,7 +7,7 @@ AdapterError                    .hint: what the user can do about it
 ├── TransportError ─ NotLoopback · ConnectFailed · ConnectionLost · ReadTimeout · ProtocolError
 ├── ResponseError ─ ModelNotFound · RemoteModelRefused · ServerBusy · ContextOverflow
 ├── PoolError ─ ModelLoadFailed · BudgetExceeded · InvalidModelFile · PullRefused · PullFailed
-└── GenerationError ─ StreamInterrupted · SessionNotFound
+└── GenerationError ─ StreamInterrupted · ReaderGone · SessionNotFound
 
 A message says what happened and why; `hint` says what to do. Both are made of codes, counts and
 names, never of a prompt or an answer.
@@ -221,6 +221,10 @@ class StreamInterrupted(GenerationError):
         self.reason = reason
         self.refusals = refusals
         self.statistics = statistics
+
+
+class ReaderGone(GenerationError):
+    """The daemon was made to wait for a reader that does not read; what it has not read is still there."""
 
 
 class SessionNotFound(GenerationError):

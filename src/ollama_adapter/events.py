@@ -66,6 +66,17 @@ class Finish(StrEnum):
     FAILED = "failed"  # an error, raised to the reader
 
 
+class Phase(StrEnum):
+    """How far a session had come when it was aborted."""
+
+    NOT_STARTED = "not_started"  # nothing was sent
+    LOADING = "loading"  # for the daemon, the model or the connection
+    QUEUED = "queued"  # behind another session of ours on the same model
+    PROMPT_EVALUATION = "prompt_evaluation"  # sent, and no token yet
+    DECODING = "decoding"
+    ENDED = "ended"
+
+
 class Candidate(msgspec.Struct, gc=False):
     """One of the most probable tokens at a position; `logprob` is natural, before temperature."""
 
@@ -168,6 +179,25 @@ class Statistics:
     guarantees: tuple[Guarantee, ...] = ()
     seams: tuple[Seam, ...] = ()
     cached_age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AbortReceipt:
+    """What an abort did, and whether the runner is known to be at rest (docs/streams.md).
+
+    `close_ms` and `idle_ms` count from the call. `events_after` are events that came in after it, of
+    which the reader got none. `reason` says why it is not `confirmed`, and which rung of the ladder was
+    not climbed; `rungs` are those that were.
+    """
+
+    session_id: str
+    phase: Phase
+    close_ms: float = 0.0
+    events_after: int = 0
+    idle_ms: float | None = None
+    confirmed: bool = False
+    reason: str = ""
+    rungs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,16 @@
 """The models in memory: who is resident, and one flight per model however many ask.
 
 A load is a request of its own and a task of the scope, so that aborting a generation never aborts a
-load that others wait for. What is known of a model (that it is here, that it runs here) is asked of
-the daemon once, before the first prompt for it is sent.
+load that others wait for; one that nobody waits for any more is given up. What is known of a model
+(that it is here, that it runs here) is asked of the daemon once, before the first prompt for it is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +33,12 @@ from ollama_adapter.system.scope import TaskScope, shared
 MARGIN_NS: Final = 500_000_000  # before its keep-alive ends a model no longer counts as resident
 
 
+@dataclass(eq=False, slots=True)
+class _Flight:
+    task: asyncio.Task[bool | AdapterError]
+    waiters: int = 0
+
+
 @dataclass(slots=True)
 class Residency:
     """What we hold of a model in memory: the options it was loaded with, and until when it stays."""
@@ -51,8 +59,9 @@ class ModelPool:
         self._clock = clock
         self._resident: dict[str, Residency] = {}
         self._known: dict[str, dict[str, Any]] = {}
+        self._flights: dict[tuple[str, ...], _Flight] = {}
+        self._users: Counter[str] = Counter()
         self._digests: dict[str, str] = {}  # outlive the daemon: by them memory is searched
-        self._flights: dict[tuple[str, ...], asyncio.Task[bool | AdapterError]] = {}
 
     def __repr__(self) -> str:
         return f"<ModelPool {len(self._resident)} resident, {len(self._flights)} loading>"
@@ -67,6 +76,26 @@ class ModelPool:
     def is_loading(self, model: str) -> bool:
         """Somebody waits for it, with whatever options."""
         return any(flight[0] == local_name(model).key for flight in self._flights)
+
+    @contextlib.contextmanager
+    def using(self, model: str) -> Iterator[None]:
+        """Work on the model that is no session's."""
+        key = local_name(model).key
+        self._users[key] += 1
+        try:
+            yield
+        finally:
+            self._users[key] -= 1
+
+    def users(self, model: str | None = None) -> int:
+        """How many loads and other work, besides sessions, are under way on a model, or on any."""
+        if model is None:
+            return len(self._flights) + self._users.total()
+        return self.is_loading(model) + self._users[local_name(model).key]
+
+    def known(self, model: str) -> Mapping[str, Any]:
+        """What /api/show has said of the model; nothing where it was not asked."""
+        return self._known.get(local_name(model).key, {})
 
     def used(self, model: str, reloading: Mapping[str, Any], keep_alive: str | float) -> None:
         """A request for the model has been answered: it stays for `keep_alive` from now on."""
@@ -103,7 +132,7 @@ class ModelPool:
         """Until the model is in memory; True when it was there already.
 
         `reloading` are the options that decide how it is loaded, such as num_ctx. Raises ModelNotFound,
-        RemoteModelRefused, ModelLoadFailed. Cancelling leaves the load to others who wait for it.
+        RemoteModelRefused, ModelLoadFailed. Cancelling leaves the load to others who wait for it, if any.
         """
         options = dict(reloading or {})
         if self.is_warm(model, options):
@@ -111,13 +140,28 @@ class ModelPool:
         key = (local_name(model).key, *(f"{each}={options[each]}" for each in sorted(options)))
         if key not in self._flights:
             alive = self._config.keep_alive if keep_alive is None else keep_alive
-            flight = self._scope.spawn(self._load(model, alive, options), name="model load")
+            flight = _Flight(self._scope.spawn(self._load(model, alive, options), "model load"))
             self._flights[key] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(key, None))
-        result = await shared(self._flights[key])
+            flight.task.add_done_callback(lambda _: self._landed(key, flight))
+        result = await self._wait(key, self._flights[key])
         if isinstance(result, AdapterError):
             raise result
         return result
+
+    async def _wait(self, key: tuple[str, ...], flight: _Flight) -> bool | AdapterError:
+        """The result of a load, which is given up when nobody waits for it any more."""
+        flight.waiters += 1
+        try:
+            return await shared(flight.task)
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not flight.task.done():
+                self._landed(key, flight)  # who comes now starts anew
+                flight.task.cancel()
+
+    def _landed(self, key: tuple[str, ...], flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     async def _load(
         self, model: str, keep_alive: str | float, options: dict[str, Any]

@@ -29,12 +29,18 @@ from ollama_adapter.core.resuming import (
 from ollama_adapter.core.transcript import Replay, Transcript, overlap
 from ollama_adapter.errors import (
     AdapterError,
+    DaemonNotFound,
     Interruption,
     ResponseError,
     StreamInterrupted,
 )
 from ollama_adapter.events import Candidate, Channel, Way
 from ollama_adapter.system.clock import Clock
+
+FIRST_PAUSE_NS: Final = (
+    100_000_000  # between two looks for a daemon that is nobody's to start; doubled
+)
+LAST_PAUSE_NS: Final = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +84,13 @@ class Recovery:
         self._note(cut, len(transcript))
         while self._tries < self._limits.resume_tries:
             self._tries += 1
-            remaining_s = self._remaining_s()
             try:
-                async with asyncio.timeout(remaining_s):
-                    await self._backing.check()
-                    await self._backing.load(self._request)
+                async with asyncio.timeout(self._remaining_s()):
+                    await self._until_loaded(begun=len(transcript) > 0)
                     found = await self._choose(transcript)
             except TimeoutError:
-                self._refuse(f"no daemon and model within stream.resume_s ({remaining_s:.0f} s)")
+                limit_s = self._limits.resume_s
+                self._refuse(f"no daemon and model within stream.resume_s ({limit_s:g} s)")
                 break
             except AdapterError as error:
                 if not len(transcript):
@@ -96,6 +101,21 @@ class Recovery:
                 break
             return found
         raise self._ended(cut, transcript)
+
+    async def _until_loaded(self, *, begun: bool) -> None:
+        """A daemon with the model; an answer that has begun waits for one that somebody restarts."""
+        await self._backing.check()
+        pause_ns = FIRST_PAUSE_NS
+        while True:
+            try:
+                await self._backing.load(self._request)
+                return
+            except DaemonNotFound as error:
+                if not begun:
+                    raise
+                self._refuse(f"{type(error).__name__} on the way")
+            await self._clock.sleep_until_ns(self._clock.now_ns() + pause_ns)
+            pause_ns = min(2 * pause_ns, LAST_PAUSE_NS)
 
     # Deciding
 

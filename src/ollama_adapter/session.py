@@ -19,6 +19,7 @@ from ollama_adapter.core.diagnosis import Stall
 from ollama_adapter.core.energy import EUMapper
 from ollama_adapter.core.generation import Generation
 from ollama_adapter.core.guarantees import judge
+from ollama_adapter.core.patience import Patience
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, context_length
 from ollama_adapter.core.requests import Request
 from ollama_adapter.core.transcript import Transcript
@@ -27,6 +28,7 @@ from ollama_adapter.errors import (
     GenerationError,
     Interruption,
     ProtocolError,
+    ReaderGone,
     ReadTimeout,
     StreamInterrupted,
 )
@@ -34,6 +36,8 @@ from ollama_adapter.events import Finish, Statistics, TokenEvent
 from ollama_adapter.recovery import Recovery, WayOn
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import Clock
+from ollama_adapter.system.http import Exchange
+from ollama_adapter.system.scope import is_orphan
 
 Explain = Callable[["Session"], Awaitable[Stall]]
 """Finds out why the session stands still. The adapter's."""
@@ -80,7 +84,9 @@ class Session:
         self._attempt: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
         self._handling_ns = 0
-        self._started_ns = 0
+        self.started_ns = 0
+        self._aborted = False
+        self._patience = Patience(limits.reader_s, statistics.session_id)
         self._arrived: list[TokenEvent] = []  # the tokens of the read that is being taken
         self._transcript = Transcript()
         self._recovery = Recovery(request, backing, limits, clock)
@@ -107,6 +113,16 @@ class Session:
     def started(self) -> bool:
         return self._task is not None
 
+    @property
+    def exchange(self) -> Exchange | None:
+        """Its connection of the moment; None before its request has gone out."""
+        return self._attempt.exchange if self._attempt is not None else None
+
+    @property
+    def sent(self) -> bool:
+        """Its request has gone out."""
+        return self.exchange is not None
+
     def delivered(self, event: TokenEvent) -> None:
         """A reader that waited for it has it now."""
         self._handling_ns = max(self._handling_ns, self._clock.now_ns() - event.arrival_ns)
@@ -126,6 +142,11 @@ class Session:
         """Where it runs; None before it starts."""
         return self._task.get_loop() if self._task is not None else None
 
+    @property
+    def orphaned(self) -> bool:
+        """Its event loop was closed under it."""
+        return self._task is not None and is_orphan(self._task)
+
     def start(self, spawn: Callable[[Session], asyncio.Task[None]]) -> None:
         """Begin to work, unless it has begun or has been stopped before."""
         if self._task is None and not self.ended:
@@ -133,7 +154,7 @@ class Session:
 
     async def run(self) -> None:
         """Until the generation has ended, however it ends. An error goes to the reader."""
-        self._started_ns = self._clock.now_ns()
+        self.started_ns = self._clock.now_ns()
         error: AdapterError | None = None
         try:
             if self._observer is not None:
@@ -141,7 +162,7 @@ class Session:
             await self._stream()
         except AdapterError as failure:
             error = failure
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed under it
             raise
         except BaseException as crash:  # a fault of ours: its reader must not take it for an end
             error = GenerationError(f"the session broke ({type(crash).__name__})")
@@ -151,11 +172,12 @@ class Session:
 
     def abort(self) -> None:
         """Drop the connection and what is buffered; the iterator ends quietly. Idempotent."""
+        self._aborted = True
         if not self.ended:
             self.statistics.finish = Finish.ABORTED
         if self._attempt is not None:
             self._attempt.close()
-        if self._task is not None:
+        if self._task is not None and not self.orphaned:
             self._task.cancel()
         self.channel.discard()
         self.channel.end()
@@ -163,7 +185,7 @@ class Session:
     async def stop(self) -> None:
         """Abort, and wait until the connection is closed. Cancelling is safe."""
         self.abort()
-        if self._task is not None:
+        if self._task is not None and not self.orphaned:
             await asyncio.wait([self._task])
 
     # The stream
@@ -175,6 +197,8 @@ class Session:
             try:
                 await self._run_attempt(way_on)
                 return
+            except ReaderGone:
+                raise
             except AdapterError as error:
                 if not (isinstance(error, StreamInterrupted) or way_on is not None):
                     raise
@@ -187,13 +211,16 @@ class Session:
         request = way_on.request if way_on is not None else self.request
         limits = self._limits
         first_s = min(limits.first_token_s, way_on.limit_s) if way_on else limits.first_token_s
-        self._attempt = attempt = Attempt(request, self._take, self._clock, self._too_late)
+        self._attempt = attempt = Attempt(
+            request, self._take, self._clock, self._too_late, self._impatience
+        )
         try:
             complete = await attempt.run(
                 lambda sink: self._backing.open(request, self.statistics, sink),
                 paused=self.channel.full,
                 first_s=first_s,
                 next_s=limits.next_token_s,
+                reader_s=limits.reader_s,
             )
         finally:
             attempt.close()
@@ -214,8 +241,14 @@ class Session:
             return ReadTimeout(f"no first token within {limit_s:g} s{cause}", hint=hint)
         return self._cut(f"no next token within {limit_s:g} s{cause}", Interruption.STALLED, hint)
 
+    def _impatience(self, now_ns: int) -> None:
+        """Raises ReaderGone where the daemon has waited too long for our reader."""
+        self._patience.check(len(self.channel), now_ns)
+
     def _take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
         """In the protocol's callback, once per read."""
+        if self._aborted:
+            return
         generation = self._generation
         for record in records:
             generation.receive(record, now_ns)
@@ -242,6 +275,7 @@ class Session:
             self._attempt.pause()
 
     def _resume(self) -> None:
+        self._patience.reset()
         if self._attempt is not None:
             self._attempt.resume()
 
@@ -280,7 +314,7 @@ class Session:
         statistics = self.statistics
         self._generation.close(now_ns)
         if self._generation.first_ns:
-            statistics.ttft_ms = (self._generation.first_ns - self._started_ns) / 1e6
+            statistics.ttft_ms = (self._generation.first_ns - self.started_ns) / 1e6
         if error is not None:
             if isinstance(error, StreamInterrupted):
                 error.statistics = statistics

@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Generator
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ollama_adapter.errors import InvalidRequest, SessionNotFound
-from ollama_adapter.events import Statistics, TokenEvent
+from ollama_adapter.core.aborts import phase_of
+from ollama_adapter.errors import GenerationError, InvalidRequest, SessionNotFound
+from ollama_adapter.events import Phase, Statistics, TokenEvent
 from ollama_adapter.session import Session
 from ollama_adapter.system.scope import TaskScope
 
@@ -54,16 +55,32 @@ class SessionRegistry:
 
     async def stop(self, session_id: str) -> None:
         """Abort a session; nothing for one that has ended. Raises SessionNotFound."""
-        session = self._live.get(session_id)
+        session = self.known(session_id)
         if session is not None:
             await session.stop()
             self.forget(session)
-        elif session_id not in self._ended:
+
+    def known(self, session_id: str) -> Session | None:
+        """The session of this id; None for one that has ended. Raises SessionNotFound."""
+        session = self._live.get(session_id)
+        if session is None and session_id not in self._ended:
             raise SessionNotFound(
                 "there is no session with this id",
                 session_id=str(session_id),
                 hint="the id is TokenStream.session_id, or what was passed as session_id=",
             )
+        return session
+
+    def phase(self, session: Session) -> Phase:
+        """How far it has come, as far as that can be told from outside of the daemon."""
+        ahead = [each for each in self._at_work() if each.started_ns < session.started_ns]
+        return phase_of(
+            started=session.started,
+            ended=session.ended,
+            sent=session.sent,
+            tokens=session.statistics.tokens,
+            ahead=sum(each.sent and each.request.model == session.request.model for each in ahead),
+        )
 
     def start(self, session: Session) -> None:
         """Begin its work, at the first step of its reader."""
@@ -93,9 +110,14 @@ class SessionRegistry:
 
     def others(self, session: Session) -> int:
         """How many other sessions have begun on the same model."""
-        model = session.request.model
-        live = [each for each in self._live.values() if each.started and not each.ended]
-        return sum(each.request.model == model for each in live if each is not session)
+        return self.at_work_on(session.request.model) - (session.started and not session.ended)
+
+    def at_work_on(self, model: str | None = None) -> int:
+        """How many sessions have begun and not ended, on a model, or on any."""
+        return sum(model in (None, each.request.model) for each in self._at_work())
+
+    def _at_work(self) -> list[Session]:
+        return [each for each in self._live.values() if each.started and not each.ended]
 
     def last_token_ns(self) -> int:
         """When the latest token of any session arrived; 0 when none flows."""
@@ -137,11 +159,23 @@ class TokenStream(AsyncIterator[TokenEvent]):
         if event is None:
             if not self._session.started:
                 self._registry.start(self._session)
+            self._check_loop()
             event = await channel.get()
             if event is None:
                 raise StopAsyncIteration
             self._session.delivered(event)
         return event
+
+    def _check_loop(self) -> None:
+        """A wait in another loop than the session's would have no end. Raises GenerationError."""
+        if self._session.ended or self._session.loop in (None, asyncio.get_running_loop()):
+            return
+        self._session.abort() if self._session.orphaned else None
+        raise GenerationError(
+            "this stream belongs to another event loop",
+            session_id=self.session_id,
+            hint="read a stream in the event loop where it was first read",
+        )
 
     async def stop(self) -> None:
         """Abort the generation; the iterator ends quietly. Idempotent. Cancelling is safe."""
@@ -170,13 +204,13 @@ class TokenStream(AsyncIterator[TokenEvent]):
     def __del__(self) -> None:
         session = self._session
         if session.started and not session.ended:
+            _abort_from_anywhere(session)  # first: a warning may be an error
             warnings.warn(
                 f"session {self.session_id} was forgotten before its end: use `async with`",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
             )
-            _abort_from_anywhere(session)
         elif not session.started:
             self._registry.forget(session)
 

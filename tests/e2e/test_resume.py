@@ -173,7 +173,9 @@ async def test_by_a_second_run_a_killed_runner_changes_nothing(
 
 
 async def test_a_killed_daemon_changes_nothing(machine: Path, scaled: Callable[[int], int]) -> None:
-    tally = await kill_at_many(Way.TOKENS, {"temperature": 0}, max(3, scaled(3 * LENGTH)), daemon_of)
+    tally = await kill_at_many(
+        Way.TOKENS, {"temperature": 0}, max(3, scaled(3 * LENGTH)), daemon_of
+    )
     assert tally.equal_share >= 0.99, tally
 
 

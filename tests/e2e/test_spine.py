@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -52,7 +53,7 @@ ENDLESS = {"type": "array", "items": {"type": "integer"}, "minItems": 4000}
 """A schema that keeps the model busy: it may not end before 4000 numbers."""
 
 
-def embedded(**stream: int) -> Config:
+def embedded(**stream: Any) -> Config:
     return Config(daemon=DaemonConfig(mode=DaemonMode.EMBEDDED), stream=StreamConfig(**stream))
 
 

@@ -77,7 +77,7 @@ class Runner:
         """A runner that is ready. Cancelling kills it; ApiError tells why it cannot be had."""
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", str(_RUNNER)),
+            *(sys.executable, "-P", str(_RUNNER), spec.weights.name),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -1,6 +1,7 @@
 """The child process that holds one model: llama.cpp behind a loopback port with a key.
 
-Settings come as one JSON line on stdin, never in argv. The answer is one JSON line on the original
+Settings come as one JSON line on stdin, never in argv: there only the name of the model's file stands, by
+which one runner is told from another. The answer is one JSON line on the original
 stdout: {"port": N}, or {"error": reason}. After that the process lives until stdin closes, which is
 when its parent ends, however it ends. Loading holds the interpreter's lock, so besides the thread that
 waits for the end of stdin the kernel is asked for a signal (SIGIO, deadly by default) on it.

@@ -74,6 +74,8 @@ class Channel(Generic[T]):
         if not self._ended:
             self._ended = True
             self._error = error
+        if self._reader is not None and self._reader.get_loop().is_closed():
+            self._reader = None  # nobody waits there any more
         self.flush()
 
     def discard(self) -> None:

@@ -182,8 +182,11 @@ class Exchange(asyncio.Protocol):
         return self._paused
 
     def close(self) -> None:
-        """Drop the connection at once. Idempotent."""
-        self._end(False)
+        """Drop the connection at once. Idempotent, and safe where the event loop is closed."""
+        if self.ended.get_loop().is_closed():
+            self._transport = None  # nobody refers to it now, and its socket is closed
+        else:
+            self._end(False)
 
     def _feed(self, data: bytes) -> None:
         try:

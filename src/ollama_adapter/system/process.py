@@ -23,7 +23,7 @@ from ollama_adapter.errors import DaemonNotFound, NotSandboxed
 from ollama_adapter.system.http import dial_port
 from ollama_adapter.system.jail.passing import Doorway
 from ollama_adapter.system.jail.policy import Level, Policy
-from ollama_adapter.system.scope import TaskScope
+from ollama_adapter.system.scope import TaskScope, is_orphan
 
 KEEPER: Final = Path(__file__).parent / "jail" / "keeper.py"
 LINE_LIMIT: Final = 1 << 20
@@ -107,6 +107,9 @@ class Child:
 
     async def stop(self, grace_s: float) -> Exit:
         """SIGTERM to the group, SIGKILL after `grace_s`; never leaves a process behind."""
+        if is_orphan(self.exited):
+            self.kill()
+            return self._exit
         try:
             with contextlib.suppress(OSError):
                 self._writer.write(_line({"do": "stop", "grace_s": grace_s}))
@@ -125,7 +128,8 @@ class Child:
         if os.getpid() != self._owner:
             return
         _end_group(self._keeper)
-        self._writer.close()
+        with contextlib.suppress(RuntimeError):  # the event loop may be closed
+            self._writer.close()
         if self._doorway is not None:
             self._doorway.close()
 

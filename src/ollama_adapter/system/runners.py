@@ -1,13 +1,22 @@
-"""What can be seen of a daemon's runners from outside: that they are there, and that they work."""
+"""What can be seen of a daemon's runners from outside: that they are there, and that they work.
+
+A runner is a child process of the daemon. That of one model is known by the file of its weights, which
+stands in its arguments, Ollama's and our own daemon's alike.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
+from ollama_adapter.config import LOOPBACK
 from ollama_adapter.system.clock import Clock
 
 LOOK_NS: Final = 200_000_000  # between two looks at the CPU time
+FRESH_NS: Final = 50_000_000  # a sample serves all who want one meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,39 +29,101 @@ class Runners:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class Sample:
+    """What the runners had done at one moment: seconds of CPU time of each that lives, by its pid."""
+
+    taken_ns: int
     spent: dict[int, float]
-    """Seconds of CPU time of each child that lives, by its pid."""
     runnable: bool
+    identified: bool
+    """They run the model that was asked for, and no other."""
+    processes: Sequence[Any] = field(default=(), repr=False)
 
 
 async def look(daemon_pid: int | None, clock: Clock) -> Runners:
     """Look twice at the daemon's children. Takes 0.2 s; cancelling is safe."""
-    before = _look(daemon_pid)
+    before = take(daemon_pid, "", clock.now_ns())
     if before is None:
         return Runners()
     await clock.sleep_until_ns(clock.now_ns() + LOOK_NS)
-    after = _look(daemon_pid) or _Look({}, False)
+    after = take(daemon_pid, "", clock.now_ns()) or Sample(0, {}, False, False)
     working = any(spent > before.spent.get(pid, 0.0) for pid, spent in after.spent.items())
     return Runners(len(after.spent), working, before.runnable or after.runnable)
 
 
-def _look(daemon_pid: int | None) -> _Look | None:
+def take(daemon_pid: int | None, weights: str, now_ns: int) -> Sample | None:
+    """The runners of a model, by the name of its file; all of them where it is "" or unknown to them.
+
+    None where the daemon's processes cannot be seen.
+    """
     if daemon_pid is None:
         return None
     import psutil  # here and not above: nothing is imported before it is needed
 
-    spent: dict[int, float] = {}
-    runnable = False
+    found: list[tuple[Any, float, bool, bool]] = []
     try:
         for child in psutil.Process(daemon_pid).children(recursive=True):
-            status = child.status()
-            if status != psutil.STATUS_ZOMBIE:
-                times = child.cpu_times()
-                spent[child.pid] = times.user + times.system
-                runnable = runnable or status == psutil.STATUS_RUNNING
+            with contextlib.suppress(psutil.NoSuchProcess):
+                status = child.status()
+                if status != psutil.STATUS_ZOMBIE:
+                    times = child.cpu_times()
+                    named = bool(weights) and any(weights in each for each in child.cmdline())
+                    running = status == psutil.STATUS_RUNNING
+                    found.append((child, times.user + times.system, running, named))
     except psutil.NoSuchProcess:
         pass
     except psutil.Error:
         return None
-    return _Look(spent, runnable)
+    identified = any(named for *_, named in found)
+    mine = [each for each in found if each[3] or not identified]
+    return Sample(
+        now_ns,
+        {process.pid: spent for process, spent, *_ in mine},
+        any(running for _, _, running, _ in mine),
+        identified,
+        [process for process, *_ in mine],
+    )
+
+
+class Sampler:
+    """Takes samples; those who ask at about the same time, for the same runners, share one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._latest: dict[tuple[int | None, str], Sample | None] = {}
+        self._taken_ns = 0
+
+    def sample(self, daemon_pid: int | None, weights: str) -> Sample | None:
+        now_ns = self._clock.now_ns()
+        if now_ns - self._taken_ns >= FRESH_NS:
+            self._latest.clear()
+            self._taken_ns = now_ns
+        key = daemon_pid, weights
+        if key not in self._latest:
+            self._latest[key] = take(daemon_pid, weights, now_ns)
+        return self._latest[key]
+
+
+def end(sample: Sample) -> None:
+    """Kill the processes of a sample; one that has gone already is left alone, whoever has its pid."""
+    import psutil
+
+    for process in sample.processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def listener_pid(port: int) -> int | None:
+    """The process that listens on a loopback port, where it is this user's and not this very one."""
+    import psutil
+
+    places = [(address, port) for address in (LOOPBACK, "0.0.0.0", "::")]
+
+    try:
+        for each in psutil.net_connections("tcp"):
+            listens = each.status == psutil.CONN_LISTEN and each.laddr
+            if listens and each.laddr[:2] in places and each.pid:
+                return None if each.pid == os.getpid() else each.pid
+    except (psutil.Error, OSError):
+        pass
+    return None

@@ -75,7 +75,7 @@ class TaskScope:
     async def aclose(self) -> None:
         """Cancel what runs, wait for it, and raise the first crash. Idempotent."""
         self._closed = True
-        tasks = list(self._tasks)
+        tasks = [each for each in self._tasks if not is_orphan(each)]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -83,6 +83,11 @@ class TaskScope:
         if self._crashes:
             crash, self._crashes = self._crashes[0], []
             raise crash
+
+
+def is_orphan(task: asyncio.Future[Any]) -> bool:
+    """Its event loop was closed: it does not run any more, and cannot be cancelled or waited for."""
+    return task.get_loop().is_closed()
 
 
 async def shared(task: asyncio.Task[T]) -> T:

@@ -41,6 +41,8 @@ def json_response(value: Any, status: int = 200) -> bytes:
     return response(json.dumps(value).encode(), status)
 
 
+BACKLOG = 1024  # a thousand clients may come at once
+
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
@@ -85,7 +87,7 @@ class ScriptedDaemon:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, LOOPBACK, self.port)
+        self._server = await asyncio.start_server(self._serve, LOOPBACK, self.port, backlog=BACKLOG)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

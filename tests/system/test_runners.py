@@ -1,0 +1,116 @@
+"""What is seen of a daemon's runners: real processes, and no more than may be seen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.runners import Sampler, end, listener_pid, look, take
+from ollama_adapter.testing import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+DAEMON = """
+import subprocess, sys
+runners = [subprocess.Popen(["sh", "-c", sys.argv[1], "runner", each]) for each in sys.argv[2:]]
+print("ready", flush=True)
+sys.stdin.read()
+for each in runners:
+    each.kill()
+    each.wait()
+"""
+SPIN = "while :; do :; done"
+REST = "read nothing"
+
+
+@contextlib.contextmanager
+def daemon(does: str, *weights: str) -> Iterator[psutil.Process]:
+    """A process with a runner for each file of weights."""
+    argv = [sys.executable, "-c", DAEMON, does, *weights]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline()
+        yield psutil.Process(process.pid)
+    finally:
+        process.communicate()
+
+
+def test_the_runner_of_a_model_is_known_by_the_file_in_its_arguments() -> None:
+    with daemon(REST, "/blobs/sha256-aa", "/blobs/sha256-bb") as process:
+        both = take(process.pid, "", 5)
+        one = take(process.pid, "sha256-bb", 6)
+        none = take(process.pid, "sha256-cc", 7)
+    assert both is not None and one is not None and none is not None
+    assert (both.taken_ns, len(both.spent), both.identified) == (5, 2, False)
+    assert (len(one.spent), one.identified) == (1, True)
+    assert one.spent.keys() < both.spent.keys()
+    assert (len(none.spent), none.identified) == (2, False), "it may be any of them"
+
+
+def test_what_works_has_spent_more_each_time_and_is_ended_when_told() -> None:
+    with daemon(SPIN, "sha256-aa") as process:
+        before = take(process.pid, "sha256-aa", 0)
+        assert before is not None
+        (pid,) = before.spent
+        while (after := take(process.pid, "sha256-aa", 1)) == before or after is None:
+            pass
+        while after is not None and after.spent[pid] == before.spent[pid]:
+            after = take(process.pid, "sha256-aa", 1)
+        assert after is not None and after.spent[pid] > before.spent[pid]
+        end(after)
+        while (left := take(process.pid, "sha256-aa", 2)) is not None and left.spent:
+            pass
+        end(after)  # once more: it has gone
+    assert left is not None and not left.identified
+
+
+def test_a_daemon_that_has_gone_has_no_runners_and_none_at_all_cannot_be_seen() -> None:
+    with daemon(REST) as process:
+        pass
+    gone = take(process.pid, "", 0)
+    assert gone is not None and gone.spent == {}
+    assert take(None, "", 0) is None
+
+
+def test_those_who_ask_at_the_same_time_share_a_sample() -> None:
+    clock = ManualClock()
+    sampler = Sampler(clock)
+    with daemon(REST, "sha256-aa") as process:
+        first = sampler.sample(process.pid, "sha256-aa")
+        assert sampler.sample(process.pid, "sha256-aa") is first
+        assert sampler.sample(process.pid, "") is not first
+        clock.advance(60_000_000)
+        later = sampler.sample(process.pid, "sha256-aa")
+    assert first is not None and later is not None
+    assert later.taken_ns == first.taken_ns + 60_000_000
+
+
+async def test_nothing_is_said_of_a_daemon_without_a_pid() -> None:
+    runners = await look(None, ManualClock())
+    assert (runners.count, runners.working) == (None, None)
+
+
+def test_who_listens_is_found_where_it_is_another_process_of_ours() -> None:
+    port = find_free_port()
+    serve = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+    server = subprocess.Popen(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while (found := listener_pid(port)) is None and server.poll() is None:
+            pass
+        assert found == server.pid != os.getpid()
+    finally:
+        server.kill()
+        server.wait()
+    assert listener_pid(port) is None
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        own.listen()
+        assert listener_pid(own.getsockname()[1]) is None, "our children are no runners"

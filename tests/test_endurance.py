@@ -1,0 +1,199 @@
+"""What holds once must hold ten thousand times: aborts leave nothing behind, nobody starves.
+
+The full counts are those of `make soak`; `make test` runs a hundredth of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import resource
+import secrets
+import tracemalloc
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import psutil
+import pytest
+
+from ollama_adapter import Finish, OllamaAdapter, StreamConfig, TokenStream
+from ollama_adapter.stream import REMEMBERED
+from ollama_adapter.testing import STREAM_END, STREAM_HEAD, Piece, ScriptedRequest, answer, chunk
+from tests.phases import BUFFER_TOKENS, PHASES, UNSENT, WAYS, PhaseDaemon, bring
+from tests.serving import collect, config_for, served, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(3600)]
+
+ABORTS = 10_000
+SESSIONS = 1_000
+WARMING_UP = 30
+LEAK_BYTES = 64 << 10
+"""In all, whatever the count: caches and free lists that were not full yet."""
+CLOSE_MS = 1.0
+READ_TOKENS = 16
+"""Tokens of 4 KiB in the 64 KiB that are read from a socket at a time."""
+
+
+@pytest.fixture
+async def phased(anyio_backend: object) -> AsyncIterator[tuple[OllamaAdapter, PhaseDaemon]]:
+    limits = StreamConfig(buffer_tokens=BUFFER_TOKENS)
+    loop = asyncio.get_running_loop()
+    loop.set_debug(False)  # it remembers where everything was made: what is measured is ours alone
+    try:
+        async with (
+            PhaseDaemon() as daemon,
+            OllamaAdapter(config_for(daemon, limits)) as adapter,
+        ):
+            yield adapter, daemon
+    finally:
+        loop.set_debug(True)
+
+
+class Account:
+    """What is counted over many aborts."""
+
+    def __init__(self) -> None:
+        self.after = 0
+        self.late = 0
+        self.close_ms: list[float] = []
+        self.cases: Counter[tuple[str, str]] = Counter()
+
+
+async def abort_once(
+    adapter: OllamaAdapter, daemon: PhaseDaemon, chance: random.Random, account: Account
+) -> None:
+    loop = asyncio.get_running_loop()
+    phase, way = chance.choice(PHASES), chance.choice(WAYS)
+    account.cases[phase, way] += 1
+    async with asyncio.TaskGroup() as group:
+        case = await bring(phase, adapter, daemon, group)
+        session, exchange = case.session, case.session.exchange
+        read, began = len(case.read), loop.time()
+
+        def look() -> None:
+            closing = exchange is None or exchange._transport.is_closing()
+            account.late += not (closing and session.ended and not session.channel)
+            account.close_ms.append((loop.time() - began) * 1e3)
+
+        ending = case.begin(way)
+        loop.call_soon(look)
+        await asyncio.wait([ending])
+        account.after += len(await collect(case.stream)) + len(case.read) - read
+        await case.finish()
+        assert case.stream.statistics.finish in (Finish.ABORTED, Finish.STOP)
+        assert (exchange is None) == (phase in UNSENT)
+    daemon.requests.clear()
+
+
+async def at_rest(daemon: PhaseDaemon) -> tuple[int, int, int]:
+    """How many tasks, open files and traced bytes there are once everything has ended."""
+    await until(lambda: not daemon._serving)
+    gc.collect()
+    return (
+        len(asyncio.all_tasks()),
+        psutil.Process().num_fds(),
+        tracemalloc.get_traced_memory()[0],
+    )
+
+
+async def test_aborts_at_random_phases_leave_nothing_behind(
+    phased: tuple[OllamaAdapter, PhaseDaemon],
+    scaled: Callable[[int], int],
+    pytestconfig: pytest.Config,
+) -> None:
+    adapter, daemon = phased
+    chance, account, count = random.Random(4), Account(), scaled(ABORTS)
+    # The ids of those that have ended are remembered, up to a bound, which is reached from the start.
+    adapter._sessions._ended.extend(secrets.token_hex(8) for _ in range(REMEMBERED))
+    tracemalloc.start()
+    try:
+        for _ in range(WARMING_UP):
+            await abort_once(adapter, daemon, chance, Account())
+        before = await at_rest(daemon)
+        for _ in range(count):
+            await abort_once(adapter, daemon, chance, account)
+        after = await at_rest(daemon)
+    finally:
+        tracemalloc.stop()
+    assert sum(account.cases.values()) == count
+    assert account.after == 0, "events were delivered after the call"
+    assert account.late == 0, "a connection was not closed in the next pass of the loop"
+    assert after[0] == before[0], "tasks were left behind"
+    assert after[1] <= before[1], "sockets were left behind"
+    assert after[2] - before[2] < LEAK_BYTES, "memory was left behind"
+    waits = sorted(account.close_ms)
+    shares = [f"p{each} {waits[len(waits) * each // 100]:.3f}" for each in (50, 99)]
+    print(f"{count} aborts: {after[2] - before[2]} bytes left; ms to close: {', '.join(shares)}")
+    if pytestconfig.getoption("--soak"):
+        assert waits[len(waits) // 2] < CLOSE_MS
+        assert len(account.cases) == len(PHASES) * len(WAYS)
+
+
+# Many at once
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8 * SESSIONS)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Choir:
+    """A daemon that begins all its answers at the same moment."""
+
+    def __init__(self, words: int) -> None:
+        self.begin = asyncio.Event()
+        records = answer([f"{place:04096d}" for place in range(words)])
+        self._pieces = [STREAM_HEAD, *map(chunk, records), STREAM_END]
+
+    def __call__(self, _: ScriptedRequest) -> Iterator[Piece]:
+        yield self.begin
+        yield from self._pieces
+
+
+async def test_many_sessions_at_once_do_not_starve_one_another(
+    scaled: Callable[[int], int], many_files: None
+) -> None:
+    count, words, far = scaled(SESSIONS), 12 * READ_TOKENS, 3 * READ_TOKENS
+    choir = Choir(words)
+    received = [0] * count
+    behind: list[int] = []  # how many had nothing yet when another got far ahead
+
+    async def read(place: int, tokens: TokenStream) -> None:
+        async for event in tokens:
+            assert event.index == received[place]
+            received[place] += 1
+            if received[place] == far:
+                behind.append(received.count(0))
+
+    async with served(choir, StreamConfig(connect_s=60)) as (adapter, daemon):
+        async with asyncio.TaskGroup() as group:
+            for place in range(count):
+                group.create_task(read(place, adapter.generate_stream("m", "p")))
+            await until(lambda: len(daemon.generations()) == count)
+            choir.begin.set()
+    assert received == [words] * count, "tokens were lost"
+    assert len(behind) == count and not any(behind), "some waited while others got far ahead"
+
+
+async def test_readers_that_do_not_read_hold_up_nobody_but_themselves(
+    scaled: Callable[[int], int], many_files: None
+) -> None:
+    count, words = scaled(SESSIONS), 12 * READ_TOKENS
+    choir = Choir(words)
+    async with served(choir, StreamConfig(connect_s=60, buffer_tokens=8)) as (adapter, daemon):
+        streams = [adapter.generate_stream("m", "p") for _ in range(count)]
+        idle, busy = streams[: count // 2], streams[count // 2 :]
+        async with asyncio.TaskGroup() as group:
+            firsts = [group.create_task(anext(each)) for each in idle]
+            readers = [group.create_task(collect(each)) for each in busy]
+            await until(lambda: len(daemon.generations()) == count)
+            choir.begin.set()
+        assert [len(each.result()) for each in readers] == [words] * len(busy)
+        assert all(each.done() for each in firsts)
+        for each in idle:
+            assert each.statistics.finish is None, "its buffer holds more than it may"
+            assert [event.index for event in await collect(each)] == list(range(1, words))
