@@ -28,7 +28,10 @@ def ask_in_every_way(daemon: daemons.Daemon) -> None:
     daemon.generate(CANARY, format={"type": "string", "pattern": f"({CANARY}"})
     daemon.ask("/api/generate", f'{{"model": "tiny", "prompt": "{CANARY}'.encode())
     daemon.ask("/api/chat", {"model": "tiny", "messages": [{"role": CANARY, "content": [CANARY]}]})
-    daemon.generate("", raw=True, prompt_tokens=[*CANARY.encode(), 10**9])
+    ids = [*CANARY.encode()]
+    daemon.generate("", raw=True, prompt_tokens=[*ids, 10**9])
+    daemon.generate(CANARY, continue_tokens=ids, options={"num_predict": 2})
+    daemon.generate(CANARY, continue_tokens=ids * 100, options={"num_ctx": 64})
     body = {"model": "tiny", "prompt": CANARY, "format": {"type": "string", "minLength": 10**6}}
     with daemon.streaming({**body, "options": {"num_predict": 5000}}) as stream:
         stream.line()
