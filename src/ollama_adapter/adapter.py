@@ -21,8 +21,9 @@ from ollama_adapter.core.requests import Request, chat_request, embed_request, g
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.decipher import Decipher
-from ollama_adapter.errors import AdapterError
+from ollama_adapter.errors import AdapterError, InvalidRequest
 from ollama_adapter.events import AbortReceipt, Answer, Channel, Embeddings, Health, Statistics
+from ollama_adapter.memory import Memory
 from ollama_adapter.pool import ModelPool
 from ollama_adapter.session import Session
 from ollama_adapter.stream import SessionRegistry, TokenStream
@@ -58,7 +59,9 @@ class OllamaAdapter:
         self.client = OllamaClient(self.daemon.dial, self.config.stream.connect_s)
         self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock)
         self._sessions = SessionRegistry(self._scope)
-        self._backing = Backing(self.daemon, self.client, self.pool)
+        self._backing = Backing(
+            self.daemon, self.client, self.pool, Memory(self.config.stream, self._clock)
+        )
         self._aborter = Aborter(
             self.config.stream, self._sessions, self.daemon, self.client, self.pool, self._clock
         )
@@ -80,15 +83,16 @@ class OllamaAdapter:
     def generate_stream(self, model: str, prompt: str, **kwargs: Any) -> TokenStream:
         """The tokens of an answer, as they come.
 
-        Keywords are all request fields and options of Ollama, by their Ollama names, and `session_id`.
+        Keywords are all request fields and options of Ollama, by their Ollama names, `session_id`, and
+        `private=True`, with which nothing of the answer is kept in memory.
         InvalidRequest for one that is unknown or ill-typed, here, before anything is sent; what goes
         wrong later is raised by the iterator.
         """
         self._check_open()
         session_id = self._sessions.claim(kwargs.pop("session_id", None))
-        keep_alive = self.config.pool.keep_alive
-        request = generate_request(model, prompt, kwargs, keep_alive)
-        return self._stream(request, model, session_id)
+        private = _flag(kwargs.pop("private", False))
+        request = generate_request(model, prompt, kwargs, self.config.pool.keep_alive)
+        return self._stream(request, model, session_id, private)
 
     async def stop_generation(self, session_id: str) -> None:
         """Abort a session in any phase and wait until its connection is closed.
@@ -120,8 +124,9 @@ class OllamaAdapter:
         """The same events from /api/chat, tools included; an event of tool calls has no text."""
         self._check_open()
         session_id = self._sessions.claim(kwargs.pop("session_id", None))
+        private = _flag(kwargs.pop("private", False))
         request = chat_request(model, messages, kwargs, self.config.pool.keep_alive)
-        return self._stream(request, model, session_id)
+        return self._stream(request, model, session_id, private)
 
     async def generate(self, model: str, prompt: str, **kwargs: Any) -> Answer:
         """The whole answer. Cancelling aborts the generation."""
@@ -182,7 +187,7 @@ class OllamaAdapter:
 
     # Sessions
 
-    def _stream(self, request: Request, model: str, session_id: str) -> TokenStream:
+    def _stream(self, request: Request, model: str, session_id: str, private: bool) -> TokenStream:
         session = Session(
             request,
             Statistics(session_id, model, served_by=model),
@@ -193,6 +198,7 @@ class OllamaAdapter:
             self._clock,
             self._decipher,
             self._explain,
+            private,
         )
         return self._sessions.register(session)
 
@@ -215,6 +221,12 @@ class OllamaAdapter:
     def _check_open(self) -> None:
         if self._closed:
             raise AdapterError("this adapter is closed", hint="make a new one")
+
+
+def _flag(private: object) -> bool:
+    if not isinstance(private, bool):
+        raise InvalidRequest("private must be True or False")
+    return private
 
 
 async def _collect(stream: TokenStream) -> Answer:

@@ -1,19 +1,20 @@
 """What a generation needs before its first byte: a daemon, its model in memory, a connection.
 
-Also what is known besides when there is no daemon: the digest of each model that was seen, by which
-an answer in memory is found again.
+And what there is when no daemon can be had: the answers in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ollama_adapter.client import OllamaClient
-from ollama_adapter.core.names import local_name
+from ollama_adapter.core.cache import Cached
 from ollama_adapter.core.requests import Request
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import ConnectFailed, ConnectionLost, InvalidRequest
-from ollama_adapter.events import Statistics
+from ollama_adapter.events import Statistics, TokenEvent
+from ollama_adapter.memory import Memory
 from ollama_adapter.pool import ModelPool
 from ollama_adapter.system.http import Exchange, Sink
 
@@ -21,10 +22,13 @@ from ollama_adapter.system.http import Exchange, Sink
 class Backing:
     """The adapter's daemon, client and pool, as one session sees them. Cancelling is always safe."""
 
-    def __init__(self, daemon: OllamaDaemon, client: OllamaClient, pool: ModelPool) -> None:
+    def __init__(
+        self, daemon: OllamaDaemon, client: OllamaClient, pool: ModelPool, memory: Memory
+    ) -> None:
         self._daemon = daemon
         self._client = client
         self._pool = pool
+        self._memory = memory
         self._starts_seen = 0
 
     def __repr__(self) -> str:
@@ -70,9 +74,15 @@ class Backing:
             request.model, keep_alive=request.keep_alive, reloading=request.reloading
         )
 
-    def digest(self, model: str) -> str:
-        """The model's, as it was last seen; "" for one that was not."""
-        return self._pool.digest(local_name(model).key)
+    def remember(
+        self, request: Request, events: Sequence[TokenEvent], statistics: Statistics
+    ) -> None:
+        """An answer has ended: it may be given again when no daemon can be had."""
+        self._memory.keep(self._pool.digest(request.model), request, events, statistics)
+
+    def recall(self, request: Request) -> Cached | None:
+        """The answer to exactly this request, from the model as it was last seen."""
+        return self._memory.find(self._pool.digest(request.model), request)
 
     async def _open_once(self, request: Request, statistics: Statistics, sink: Sink) -> Exchange:
         statistics.warm = await self.load(request)

@@ -118,9 +118,9 @@ class ModelPool:
             self._known[key] = shown
         return self._known[key]
 
-    def digest(self, key: str) -> str:
-        """Of a model, by its key, as it was last seen; "" for one that was not."""
-        return self._digests.get(key, "")
+    def digest(self, model: str) -> str:
+        """Of a model, as it was last seen; "" for one that was not."""
+        return self._digests.get(local_name(model).key, "")
 
     async def ensure_loaded(
         self,

@@ -25,6 +25,8 @@ from ollama_adapter.core.requests import Request
 from ollama_adapter.core.transcript import Transcript
 from ollama_adapter.errors import (
     AdapterError,
+    ConnectFailed,
+    DaemonError,
     GenerationError,
     Interruption,
     ProtocolError,
@@ -33,6 +35,7 @@ from ollama_adapter.errors import (
     StreamInterrupted,
 )
 from ollama_adapter.events import Finish, Statistics, TokenEvent
+from ollama_adapter.memory import KEPT_TOKENS, retell
 from ollama_adapter.recovery import Recovery, WayOn
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import Clock
@@ -89,6 +92,8 @@ class Session:
         self._patience = Patience(limits.reader_s, statistics.session_id)
         self._arrived: list[TokenEvent] = []  # the tokens of the read that is being taken
         self._transcript = Transcript()
+        self._private = private
+        self._kept: list[TokenEvent] | None = [] if limits.cache_bytes and not private else None
         self._recovery = Recovery(request, backing, limits, clock)
         self._generation = Generation(
             statistics,
@@ -160,8 +165,10 @@ class Session:
             if self._observer is not None:
                 self._observer.opened(self.statistics.session_id, self._mapper)
             await self._stream()
+            if self._kept is not None:
+                self._backing.remember(self.request, self._kept, self.statistics)
         except AdapterError as failure:
-            error = failure
+            error = None if self._answer_from_memory(failure) else failure
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed under it
             raise
         except BaseException as crash:  # a fault of ours: its reader must not take it for an end
@@ -260,6 +267,8 @@ class Session:
             for event in arrived:
                 self.channel.put(event, len(event.token))
             self._transcript.add(arrived)
+            if self._kept is not None:
+                self._keep(self._kept, arrived)
             if self._observer is not None:
                 self._observer.ingest_read(arrived)
             arrived.clear()
@@ -269,6 +278,20 @@ class Session:
             self._handling_ns = spent
         if generation.error is not None:
             raise generation.error
+
+    def _keep(self, kept: list[TokenEvent], arrived: list[TokenEvent]) -> None:
+        kept += arrived
+        if len(kept) > KEPT_TOKENS:
+            self._kept = None
+
+    def _answer_from_memory(self, failure: AdapterError) -> bool:
+        """Where no daemon can be had: the answer that an equal request got, if there is one."""
+        unbegun = not self.statistics.tokens and isinstance(failure, (DaemonError, ConnectFailed))
+        if self._private or not unbegun or (found := self._backing.recall(self.request)) is None:
+            return False
+        for event in retell(found, self.statistics, self._clock):
+            self.channel.put(event, len(event.token))
+        return True
 
     def _pause(self) -> None:
         if self._attempt is not None:

@@ -118,6 +118,9 @@ class Replayed(Backing):
     def __init__(self, wire: Wire, pieces: list[bytes], end: str | None) -> None:
         self._wire, self._pieces, self._end = wire, pieces, end
 
+    def remember(self, *_: object) -> None:
+        """Nothing is asked twice."""
+
     async def open(self, request: Request, statistics: Statistics, sink: Sink) -> Exchange:
         exchange = await self._wire.client.generate(request, sink)
         self._wire.feed(exchange, self._pieces, self._end)

@@ -152,6 +152,7 @@ class Generation:
             admitted = self._join(self._joint, token, channel, entry, tool_calls, now_ns)
             if admitted is None:
                 return
+            ids = ids if admitted == token else None  # they are those of the whole piece
             token = admitted
         if entry is None:
             logprobs = chosen = candidates = None

@@ -59,7 +59,7 @@ class Transcript:
         for event in self._recent:
             self._folded[event.channel].append(event.token)
             if event.tool_calls:
-                self.tool_calls.append(event.tool_calls)
+                self.tool_calls.append(_functions(event.tool_calls))
             if event.token_ids is None:
                 self._ids = None
             elif self._ids is not None:
@@ -113,7 +113,7 @@ class Replay:
         """Whether these tool calls had not been delivered."""
         if not self._left:
             return not self.diverged
-        if not self._calls or self._calls.pop(0) != calls:
+        if not self._calls or self._calls.pop(0) != _functions(calls):
             self._diverge()
         else:
             self._left -= 1
@@ -123,6 +123,11 @@ class Replay:
         self.diverged = True
         self._left = 0
         return ""
+
+
+def _functions(calls: list[Any]) -> list[Any]:
+    """The calls without their ids, which the daemon draws anew each time."""
+    return [each.get("function", each) for each in calls]
 
 
 def overlap(before: Sequence[Candidate] | None, after: Sequence[Candidate] | None) -> float | None:
