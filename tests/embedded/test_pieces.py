@@ -51,6 +51,7 @@ def test_without_types_every_token_is_a_plain_one() -> None:
         {"tokens": "no list"},
         {"tokens": list(range(100))},
         {"tokens": ["a"], "token_type": [1, 1]},
+        {"tokens": ["a"] * 100, "token_type": ["b"] * 100},
         {"tokens": ["日"], "token_type": [1]},  # no stand-in for a byte
         {"model": "llama", "tokens": ["zz"], "token_type": [6]},
         {"model": "llama", "tokens": ["<0x1FF>"], "token_type": [6]},
@@ -79,6 +80,9 @@ def test_the_size_is_known_without_reading_it() -> None:
         ([None, None, 8], "a🙂", None),  # `a` alone would have come alone
         ([0, None, 8], "b🙂", None),
         ([None, None, 8], "\ufffd🙂", None),
+        ([0] * 3000 + [None, 8], "a" * 3000 + "🙂", [0] * 3000 + [1, 8]),
+        ([None, 8] * 32, "🙂" * 32, [1, 8] * 32),
+        ([None, 8] * 3000, "🙂" * 3000, None),  # not worth the search
         ([], "", []),
         ([0], "a", [0]),
     ],

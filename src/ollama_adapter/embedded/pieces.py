@@ -8,14 +8,16 @@ and nobody is told any. (That a control token stands inside a character is not t
 
 from __future__ import annotations
 
+import itertools
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ollama_adapter.core import gguf
 
 REPLACEMENT: Final = "\ufffd"  # what bytes that are no character are sent as
+_MAX_GAPS: Final = 32  # more can only be in a long text that looked like a stop text
 _TOKENS: Final = "tokenizer.ggml.tokens"
 _TYPES: Final = "tokenizer.ggml.token_type"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -44,6 +46,7 @@ class Pieces:
             if not piece.isascii() and not _is_text(piece):
                 self._parts.setdefault(piece, []).append(token)
         self._all = b"".join(pieces)
+        self._longest = max(map(len, self._parts), default=0)
 
     def __repr__(self) -> str:
         return f"<Pieces {len(self._ends)} tokens>"
@@ -55,15 +58,15 @@ class Pieces:
     def read(cls, header: gguf.Header, data: gguf.Buffer) -> Pieces:
         """Those of a model; none where its kind of vocabulary is not known here."""
         decode = _DECODERS.get(header.text("tokenizer.ggml.model"))
+        if decode is None:
+            return cls(())
         raw = _strings(data, header.metadata.get(_TOKENS))
-        kinds = _integers(data, header.metadata.get(_TYPES))
-        kinds = kinds or [_NORMAL] * vocabulary_size(header)
         try:
-            if decode is not None:
-                return cls([decode(each, kind) for each, kind in zip(raw, kinds, strict=True)])
+            kinds = _integers(data, header.metadata.get(_TYPES))
+            kinds = kinds or [_NORMAL] * vocabulary_size(header)
+            return cls([decode(each, kind) for each, kind in zip(raw, kinds, strict=True)])
         except (ValueError, AttributeError):  # not what such a vocabulary is made of
-            pass
-        return cls(())
+            return cls(())
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token adds to the text."""
@@ -71,26 +74,27 @@ class Pieces:
 
     def fill(self, pattern: Sequence[int | None], text: str) -> list[int] | None:
         """The one list of tokens that fits `pattern` (None: any part of a character) and makes `text`."""
-        if not self or REPLACEMENT in text:
+        if not self or REPLACEMENT in text or pattern.count(None) > _MAX_GAPS:
             return None
         found = self._ways(pattern, text.encode())
         first = next(found, None)
         return first if next(found, None) is None else None
 
     def _ways(self, pattern: Sequence[int | None], data: bytes) -> Iterator[list[int]]:
+        """Every list of tokens that fits; recurses once for each gap."""
+        known = _known(itertools.takewhile(lambda token: token is not None, pattern))
+        start = b"".join(map(self.piece, known))
+        if not data.startswith(start):
+            return
+        pattern, data = pattern[len(known) :], data[len(start) :]
         if not pattern:
             if not data:
-                yield []
+                yield known
             return
-        token, rest = pattern[0], pattern[1:]
-        if token is not None:
-            piece = self.piece(token)
-            if data.startswith(piece):
-                yield from ([token, *way] for way in self._ways(rest, data[len(piece) :]))
-            return
-        for length in range(1, len(data) + 1):
+        for length in range(1, min(len(data), self._longest) + 1):
             for part in self._parts.get(data[:length], ()):
-                yield from ([part, *way] for way in self._ways(rest, data[length:]))
+                for rest in self._ways(pattern[1:], data[length:]):
+                    yield [*known, part, *rest]
 
     def ends_inside(self, tokens: Sequence[int]) -> bool:
         """Whether the text of these tokens ends with a part of a character, which the engine would hold."""
@@ -130,7 +134,7 @@ class Trail:
         return None if None in self._held else _known(self._held)
 
 
-def _known(tokens: Sequence[int | None]) -> list[int]:
+def _known(tokens: Iterable[int | None]) -> list[int]:
     return [each for each in tokens if each is not None]
 
 

@@ -68,7 +68,7 @@ class Service:
         self.store = store
         self.scheduler = scheduler
         self.settings = settings
-        self._pieces: dict[Path, Pieces] = {}
+        self._pieces: dict[Path, asyncio.Future[Pieces]] = {}
 
     # Finding a model
 
@@ -158,23 +158,28 @@ class Service:
     async def lease(self, job: Job, *, slot: bool = True) -> AsyncIterator[Loaded]:
         """The job's model in memory, and the time that took."""
         begin = monotonic_ns()
-        reading = asyncio.get_running_loop().run_in_executor(None, self._read_pieces, job)
+        reading = self._read_pieces(job)
         async with self.scheduler.lease(
             job.model, job.spec, job.asked.keep_alive, slot=slot
         ) as loaded:
             job.answer.load_ns = monotonic_ns() - begin
-            job.answer.trail = Trail(await reading)
+            job.answer.trail = Trail(await asyncio.shield(reading))
             yield loaded
 
-    def _read_pieces(self, job: Job) -> Pieces:
-        """The model's vocabulary, read once, while the engine loads the model."""
+    def _read_pieces(self, job: Job) -> asyncio.Future[Pieces]:
+        """The model's vocabulary: read once, in a thread, while the engine loads the model."""
         path = job.spec.weights
         if path not in self._pieces:
-            try:
-                self._pieces[path] = Pieces.read(job.header, open_gguf(path))
-            except OSError:  # removed meanwhile
-                return Pieces(())
+            loop = asyncio.get_running_loop()
+            self._pieces[path] = loop.run_in_executor(None, _pieces_of, path, job.header)
         return self._pieces[path]
+
+
+def _pieces_of(path: Path, header: gguf.Header) -> Pieces:
+    try:
+        return Pieces.read(header, open_gguf(path))
+    except OSError:  # removed meanwhile
+        return Pieces(())
 
 
 def _refuse_to_continue(asked: Asked) -> None:
