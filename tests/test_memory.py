@@ -119,12 +119,12 @@ async def test_what_did_not_end_well_or_is_too_long_is_not_kept() -> None:
             await adapter.generate("pretend", "cut")
         async with adapter.generate_stream("pretend", "stopped") as tokens:
             await anext(tokens)
-        await adapter.generate("pretend", "long", num_predict=KEPT_TOKENS + 1)
+        await adapter.generate("pretend", "long", num_predict=2 * KEPT_TOKENS)
         await daemon.die()
         for prompt, options in (
             ("cut", {}),
             ("stopped", {}),
-            ("long", {"num_predict": KEPT_TOKENS + 1}),
+            ("long", {"num_predict": 2 * KEPT_TOKENS}),
         ):
             with pytest.raises((DaemonError, TransportError)):
                 await adapter.generate("pretend", prompt, **options)
