@@ -96,9 +96,9 @@ async def test_private_requests_are_neither_kept_nor_answered_from_memory(kept: 
 async def test_private_is_a_flag() -> None:
     async with pretending() as (adapter, _):
         with pytest.raises(InvalidRequest, match="private"):
-            await adapter.generate_stream("pretend", PROMPT, private="yes")
+            await adapter.generate("pretend", PROMPT, private="yes")
         with pytest.raises(InvalidRequest, match="private"):
-            await adapter.chat_stream("pretend", [{"role": "user", "content": "x"}], private=1)
+            await adapter.chat("pretend", [{"role": "user", "content": "x"}], private=1)
 
 
 async def test_memory_can_be_switched_off() -> None:
