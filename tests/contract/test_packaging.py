@@ -48,16 +48,20 @@ def test_the_wheel_is_pure_and_small(archives: tuple[Path, Path]) -> None:
 
 def test_the_wheel_holds_the_package_and_nothing_else(names: set[str]) -> None:
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"ollama_adapter"}
+    ours = {"ollama_adapter", "pytest_ollama_adapter.py"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == ours
     strange = ("test", "conftest", "cache", ".pyc", "/.")
     assert [name for name in names if any(word in name.lower() for word in strange)] == [
-        name for name in names if name.startswith("ollama_adapter/testing/")
+        name
+        for name in names
+        if name.startswith(("ollama_adapter/testing/", "pytest_ollama_adapter.py"))
     ]
 
 
 def test_the_wheel_holds_every_file_of_the_source(names: set[str]) -> None:
     package = ROOT / "src" / "ollama_adapter"
     source = {f"ollama_adapter/{each.relative_to(package)}" for each in package.rglob("*.py")}
+    assert "pytest_ollama_adapter.py" in names
     assert source <= names
     assert "ollama_adapter/py.typed" in names
 
@@ -90,7 +94,12 @@ def test_the_command(archives: tuple[Path, Path], names: set[str]) -> None:
     (name,) = (each for each in names if each.endswith(".dist-info/entry_points.txt"))
     with zipfile.ZipFile(archives[1]) as wheel:
         lines = wheel.read(name).decode().splitlines()
-    assert lines == ["[console_scripts]", "ollama-adapter = ollama_adapter.__main__:main"]
+    assert [each for each in lines if each] == [
+        "[console_scripts]",
+        "ollama-adapter = ollama_adapter.__main__:main",
+        "[pytest11]",
+        "ollama_adapter = pytest_ollama_adapter",
+    ]
 
 
 def test_the_source_archive_can_be_built_again(archives: tuple[Path, Path]) -> None:

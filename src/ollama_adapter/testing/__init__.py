@@ -1,10 +1,11 @@
 """Doubles for tests of applications that use this package, and of the package itself.
 
-`PretendOllama` is a daemon over real TCP whose model knows nothing and whose answers go wrong as you ask;
-`ScriptedDaemon` one that says exactly what a script tells it to; `ManualClock` is time that moves when it
-is told to.
+`PretendOllama` is a daemon over real TCP whose model knows nothing and whose answers go wrong as you ask,
+`BackgroundOllama` the same without await; `ScriptedDaemon` one that says exactly what a script tells it
+to; `ManualClock` is time that moves when it is told to.
 """
 
+from ollama_adapter.testing.background import BackgroundOllama
 from ollama_adapter.testing.clock import ManualClock
 from ollama_adapter.testing.faults import Fault, FaultKind, Faults
 from ollama_adapter.testing.generating import Generation, Phase
@@ -25,6 +26,7 @@ from ollama_adapter.testing.scripted import (
 )
 
 __all__ = [
+    "BackgroundOllama",
     "Fault",
     "FaultKind",
     "Faults",

@@ -10,6 +10,7 @@ status. What each does to the wire is in `breaking`.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -185,7 +186,7 @@ class Armed:
     def __init__(self, faults: Faults) -> None:
         self._terms = faults.terms
         self._left = [each.times for each in faults.terms]
-        self.struck: list[Fault] = []
+        self.struck: deque[Fault] = deque(maxlen=10_000)
 
     def of(self, *kinds: FaultKind) -> Iterator[Fault]:
         """The faults of these kinds that are in force, in the order they were written."""

@@ -218,6 +218,7 @@ class Service:
         self._struck.append(fault)
         self._generation.faults.append(fault)
         self._means.armed.strike(fault)
+        self._means.changed()
 
     def _make(self, text: str) -> dict[str, Any]:
         before = joined(() if self._asked.stream else self._pieces)

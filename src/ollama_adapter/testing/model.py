@@ -13,6 +13,7 @@ import math
 import random
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ollama_adapter.errors import ConfigError
@@ -26,6 +27,7 @@ WORDS: Final = (
     " 川", " 月光", " 雨", " 🌊", " 🦊", " 👩‍🚀",
 )  # fmt: skip
 """Every token begins with a space, so that no text is cut into words in two ways."""
+TOP: Final = 20
 TURN: Final = "<|im_start|>assistant\n"
 THINK: Final = "<think>"
 THOUGHT: Final = "</think>"
@@ -141,20 +143,29 @@ class Writer:
         return written > 0 and written % length == 0
 
     def _take(self, weights: bytes) -> Token:
-        scores = weights[: len(WORDS)]
-        best = max(range(len(WORDS)), key=scores.__getitem__)
         if not self._alternatives and not self._temperature:
-            return _token(best, 0.0)
-        sharpness = 0.01 + weights[-1] / 255 * 0.09  # so that some tokens are sure and some are not
-        floor = math.log(sum(math.exp(each * sharpness) for each in scores))
-        logprobs = [each * sharpness - floor for each in scores]
-        taken = best
+            return _token(_best(weights), 0.0)
+        logprobs, shown = _judge(weights)
+        taken = best = _best(weights)
         if self._temperature > 0:
-            odds = [math.exp((each - logprobs[best]) / self._temperature) for each in logprobs]
+            odds = [math.exp((each - logprobs[best]) / self._temperature) for each in logprobs[:-1]]
             taken = self._drawn.choices(range(len(WORDS)), odds)[0]
-        order = sorted(range(len(WORDS)), key=logprobs.__getitem__, reverse=True)[:20]
-        shown = tuple((_shown(each), logprobs[each]) for each in order)
         return _token(taken, logprobs[taken], shown)
+
+
+def _best(weights: bytes) -> int:
+    return max(range(len(WORDS)), key=weights.__getitem__)
+
+
+@lru_cache(4096)
+def _judge(weights: bytes) -> tuple[list[float], tuple[tuple[str, float], ...]]:
+    """The log probability of each word and, last, of an end; and the best ones as they are shown."""
+    scores = weights[: len(WORDS) + 1]
+    sharpness = 0.01 + weights[-1] / 255 * 0.09  # so that some tokens are sure and some are not
+    floor = math.log(sum(math.exp(each * sharpness) for each in scores))
+    logprobs = [each * sharpness - floor for each in scores]
+    order = sorted(range(len(scores)), key=logprobs.__getitem__, reverse=True)[:TOP]
+    return logprobs, tuple((_shown(each), logprobs[each]) for each in order)
 
 
 def _token(word: int, logprob: float, candidates: tuple[tuple[str, float], ...] = ()) -> Token:
@@ -167,6 +178,8 @@ def _cost(text: str) -> int:
 
 
 def _shown(word: int) -> str:
+    if word == len(WORDS):
+        return ""  # an end shows no text
     return WORDS[word] if _cost(WORDS[word]) == 1 else UNFINISHED
 
 

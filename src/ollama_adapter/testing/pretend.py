@@ -10,6 +10,7 @@ It counts what it sees, so that a test can tell that an abort has really stopped
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Self
 
@@ -31,6 +32,9 @@ MODELS: Final = (
     PretendModel("pretend-thinker", capabilities=("completion", "tools", "thinking")),
     PretendModel("pretend-embed", capabilities=("embedding",)),
 )
+
+HISTORY: Final = 10_000
+"""How much it remembers, so that a test of a million answers does not fill the memory."""
 
 
 class PretendOllama:
@@ -54,11 +58,10 @@ class PretendOllama:
     ) -> None:
         self.version = version
         self.port = 0
-        self.requests: list[ScriptedRequest] = []
-        """What came, in order."""
         self.dropped = 0
         """How many requests the client has left before their answer was over."""
-        self._generations: list[Generation] = []
+        self._requests: deque[ScriptedRequest] = deque(maxlen=HISTORY)
+        self._generations: deque[Generation] = deque(maxlen=HISTORY)
         self._clock = clock or SystemClock()
         self._shelf = Shelf(models or MODELS)
         self._memory = Memory(self._clock, num_parallel)
@@ -85,6 +88,10 @@ class PretendOllama:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End for good. Idempotent. Raises what went wrong in the daemon itself."""
         await self.die()
         await self._scope.aclose()
 
@@ -112,7 +119,7 @@ class PretendOllama:
     @property
     def struck(self) -> list[Fault]:
         """The faults that have happened since they were set."""
-        return self._means.armed.struck
+        return list(self._means.armed.struck)
 
     @property
     def alive(self) -> bool:
@@ -128,16 +135,25 @@ class PretendOllama:
         """The models in memory."""
         return list(self._memory.residents())
 
+    @property
+    def requests(self) -> list[ScriptedRequest]:
+        """What came, in order: the last HISTORY of them."""
+        return list(self._requests)
+
     def generations(self) -> list[Generation]:
-        """The requests for text, each with how far it came."""
+        """The requests for text, each with how far it came: the last HISTORY of them."""
         return list(self._generations)
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for a condition on this daemon; it is tried whenever something has happened here."""
-        while not condition():
-            changed = asyncio.get_running_loop().create_future()
-            self._waiting.append(changed)
-            await changed
+    async def until(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+        """Wait for a condition on this daemon; it is tried whenever something has happened here.
+
+        TimeoutError when it does not come true in time.
+        """
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                changed = asyncio.get_running_loop().create_future()
+                self._waiting.append(changed)
+                await changed
 
     async def die(self) -> None:
         """Go away as a killed daemon does: connections end, the port is closed. Idempotent."""
@@ -171,15 +187,16 @@ class PretendOllama:
         self._changed()
 
     async def serve(self, connection: Connection, request: ScriptedRequest) -> None:
-        self.requests.append(request)
-        self._changed()
-        for fault in self._means.armed.of(FaultKind.DEAF):
-            self._means.armed.strike(fault)
-            await connection.gone()
+        self._requests.append(request)
         generation = self._desk.generation(request)
         if generation is not None:
             self._generations.append(generation)
+        self._changed()
         try:
+            for fault in self._means.armed.of(FaultKind.DEAF):
+                self._means.armed.strike(fault)
+                self._changed()
+                await connection.gone()
             await self._desk.answer(connection, request, generation)
         except asyncio.CancelledError:
             if connection.left and not connection.ended:

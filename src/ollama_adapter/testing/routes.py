@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ollama_adapter.core.names import DEFAULT_HOST
 from ollama_adapter.embedded import values
-from ollama_adapter.embedded.records import timestamp
+from ollama_adapter.embedded.records import go_json, timestamp
 from ollama_adapter.embedded.requests import Asked, decode_body, parse_asked
 from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.testing.answering import Piece, Records
@@ -16,7 +17,7 @@ from ollama_adapter.testing.generating import Generation, Means, Service
 from ollama_adapter.testing.memory import Load
 from ollama_adapter.testing.model import PretendModel, count_tokens
 from ollama_adapter.testing.scripted import ScriptedRequest
-from ollama_adapter.testing.shelf import Shelf, resident_entry, shown
+from ollama_adapter.testing.shelf import DETAILS_OFF, Shelf, long_name, resident_entry, shown
 
 _METHODS: Final = {
     "/": ("GET", "HEAD"),
@@ -76,7 +77,7 @@ class Desk:
                 self._rearrange(request)
                 connection.answer(200)
             case "/":
-                connection.answer(200, b"Ollama is running", TEXT)
+                connection.answer(200, b"Ollama is running", f"{TEXT}; charset=utf-8")
             case _:
                 connection.value(200, self._say(request))
 
@@ -99,7 +100,7 @@ class Desk:
         if not asked:
             raise ApiError(400, "model is required")
         full = asked if ":" in asked else f"{asked}:latest"
-        name, model = self._shelf.find(asked, f"model '{full}' not found")
+        name, model = self._shelf.find(asked, f"model '{full}' not found", DETAILS_OFF)
         return shown(name, model, now_ns, remote=remote)
 
     def _rearrange(self, request: ScriptedRequest) -> None:
@@ -116,12 +117,10 @@ class Desk:
         body = decode_body(request.body, "PullRequest")
         name = str(body.get("model") or body.get("name") or "")
         model, _, tag = name.partition(":")
-        where = f"https://registry.ollama.ai/v2/library/{model}/manifests/{tag or 'latest'}"
-        error = (
-            f'pull model manifest: Get "{where}": dial tcp: lookup registry.ollama.ai: no such host'
-        )
+        where = f"https://{DEFAULT_HOST}/v2/library/{model}/manifests/{tag or 'latest'}"
+        error = f'pull model manifest: Get "{where}": dial tcp: lookup {DEFAULT_HOST}: no such host'
         if not body.get("stream", True):
-            raise ApiError(500, error)
+            return connection.answer(500, go_json({"error": error}), "application/json")
         connection.open_stream()
         for record in ({"status": "pulling manifest"}, {"error": error}):
             connection.write(chunked(record_line(record)))
@@ -162,27 +161,33 @@ class Desk:
         body = decode_body(request.body, "EmbeddingRequest" if old else "EmbedRequest")
         asked = str(body.get("model", ""))
         name, model = self._shelf.find(asked, f'model "{asked}" not found, try pulling it first')
-        if "embedding" not in model.capabilities:
+        texts = _texts(body.get("prompt", "") if old else body.get("input", []))
+        if texts and "embedding" not in model.capabilities:
             raise ApiError(500 if old else 501, _NO_EMBEDDINGS)
-        texts = body.get("prompt", "") if old else body.get("input", [])
-        texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
-            raise ApiError(400, "invalid input type")
         options = values.decode_options(body.get("options", {}))
-        load = Load(self._means.pace.load)
-        began_ns = self._means.clock.now_ns()
-        resident = await self._means.memory.ensure(name, model, options, load)
+        clock, memory = self._means.clock, self._means.memory
+        began_ns = clock.now_ns()
+        resident = await memory.ensure(name, model, options, Load(self._means.pace.load))
+        loaded_ns = clock.now_ns()
         kept = body.get("keep_alive")
-        keep_s = None if kept is None else values.parse_keep_alive(kept)
-        async with self._means.memory.use(resident, keep_s):
+        async with memory.use(resident, None if kept is None else values.parse_keep_alive(kept)):
             vectors = [model.embed(each)[: body.get("dimensions") or None] for each in texts]
         if old:
             return connection.value(200, {"embedding": vectors[0]})
         figures = {
-            "total_duration": self._means.clock.now_ns() - began_ns,
+            "total_duration": clock.now_ns() - began_ns,
+            "load_duration": loaded_ns - began_ns,
             "prompt_eval_count": sum(map(count_tokens, texts)),
         }
-        connection.value(200, {"model": asked, "embeddings": vectors} | figures)
+        answer = {"model": asked, "embeddings": vectors}
+        connection.value(200, answer | (figures if texts else {}))
+
+
+def _texts(given: Any) -> list[str]:
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise ApiError(400, "invalid input type")
+    return texts
 
 
 def values_of(request: ScriptedRequest) -> dict[str, Any]:
@@ -203,7 +208,7 @@ def _check(asked: Asked, model: PretendModel) -> None:
         raise ApiError(400, f'"{asked.model}" does not support thinking')
     if body.get("raw") and any(body.get(each) for each in ("template", "system", "context")):
         raise ApiError(400, "raw mode does not support template, system, or context")
-    for field, word, skill in (("suffix", "insert", "insert"), ("tools", "tools", "tools")):
-        if body.get(field) and skill not in able:
-            raise ApiError(400, f"registry.ollama.ai/library/{asked.model} does not support {word}")
+    for field, word in (("suffix", "insert"), ("tools", "tools")):
+        if body.get(field) and word not in able:
+            raise ApiError(400, f"{long_name(asked.model)} does not support {word}")
     values.check_images(body.get("images", []))

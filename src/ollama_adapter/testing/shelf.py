@@ -14,6 +14,7 @@ from ollama_adapter.testing.memory import Resident
 from ollama_adapter.testing.model import PretendModel
 
 CLOUD_OFF: Final = "ollama cloud is disabled: remote model is unavailable"
+DETAILS_OFF: Final = "ollama cloud is disabled: remote model details are unavailable"
 REMOTE: Final = {"remote_model": "gpt-oss:20b", "remote_host": "https://ollama.com:443"}
 TEMPLATE: Final = (
     "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
@@ -23,15 +24,21 @@ _FAR_NS: Final = 9_223_372_036_000_000_000
 """The year 2262; what never expires is shown so."""
 
 
-def model_name(text: str) -> ModelName:
-    """The name that a request says, refused as Ollama refuses it."""
+def model_name(text: str, elsewhere: str = CLOUD_OFF) -> ModelName:
+    """The name that a request says, refused as Ollama refuses it: `elsewhere` for one of its cloud."""
     try:
         name = parse_name(text)
     except InvalidRequest:
         raise ApiError(400, "invalid model name") from None
     if name.is_cloud:
-        raise ApiError(403, CLOUD_OFF)
+        raise ApiError(403, elsewhere)
     return name
+
+
+def long_name(text: str) -> str:
+    """With all its parts."""
+    name = model_name(text)
+    return f"{name.host}/{name.namespace}/{name.model}:{name.tag}"
 
 
 class Shelf:
@@ -41,11 +48,11 @@ class Shelf:
         made = [PretendModel(each) if isinstance(each, str) else each for each in models]
         self._models = {parse_name(each.name).key: each for each in made}
 
-    def find(self, text: str, missing: str) -> tuple[str, PretendModel]:
+    def find(self, text: str, missing: str, elsewhere: str = CLOUD_OFF) -> tuple[str, PretendModel]:
         """The full name and the model that `text` means; 404 with `missing` where there is none."""
         if not text:
             raise ApiError(404, missing)
-        key = model_name(text).key
+        key = model_name(text, elsewhere).key
         if key not in self._models:
             raise ApiError(404, missing)
         return key, self._models[key]
