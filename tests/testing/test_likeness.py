@@ -12,7 +12,7 @@ import pytest
 
 from ollama_adapter.testing import PretendModel, PretendOllama
 from tests.contract.replay import Recording, load_recordings
-from tests.testing.wire import Heard, ask, shape
+from tests.testing.wire import Conversation, Heard, ask, shape
 
 pytestmark = pytest.mark.anyio
 
@@ -122,6 +122,19 @@ async def test_the_listing_of_residents_has_the_recorded_shape() -> None:
         await ask(daemon.port, "/api/generate", {"model": "tiny"})
         heard = await ask(daemon.port, "/api/ps", method="GET")
     assert shape(heard) == shape(recorded(RECORDINGS["ps-loaded"]))
+
+
+async def test_a_connection_that_is_to_be_closed_says_so_and_is() -> None:
+    recording = RECORDINGS["connection-close"]
+    async with PretendOllama(*MODELS) as daemon:
+        with await Conversation.open(daemon.port) as conversation:
+            asked = (recording.method, recording.path, recording.body.encode())
+            await conversation.say(*asked, "Connection: close")
+            heard = await conversation.hear()
+            assert shape(heard) == shape(recorded(recording))
+            heard.end = None
+            assert (await conversation.hear()).end == "EOF"
+        await daemon.until(lambda: daemon.connections == 0)
 
 
 async def test_a_limit_inside_a_character_leaves_it_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ollama_adapter.errors import ConfigError
+from ollama_adapter.errors import ConfigError, PortTaken
 from ollama_adapter.testing import ManualClock, Phase, PretendModel, PretendOllama
 from tests.serving import until
 from tests.testing.wire import Conversation, Heard, ask
@@ -303,8 +304,29 @@ async def test_a_connection_serves_one_request_after_the_other() -> None:
         assert daemon.dropped == 0
 
 
+async def test_a_body_may_come_in_chunks_and_in_any_slices() -> None:
+    body = json.dumps(HELLO).encode()
+    cut = len(body) // 2
+    parts = [b"%x\r\n%b\r\n" % (len(each), each) for each in (body[:cut], body[cut:], b"")]
+    async with PretendOllama() as daemon:
+        with await Conversation.open(daemon.port) as conversation:
+            await conversation.say("POST", "/api/generate", b"", "Transfer-Encoding: chunked")
+            for at in b"".join(parts):
+                await asyncio.get_running_loop().sock_sendall(conversation.socket, bytes([at]))
+            heard = await conversation.hear()
+        assert daemon.requests[0].json() == HELLO
+        assert heard.text() == (await generate(daemon)).text()
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    async with PretendOllama() as daemon:
+        await daemon.die()
+        with socket.create_server(("127.0.0.1", daemon.port)), pytest.raises(PortTaken):
+            await daemon.revive()
+
+
 async def test_who_does_not_read_slows_the_daemon_and_loses_nothing() -> None:
-    wordy = PretendModel("wordy", length=5000)
+    wordy = PretendModel("wordy", length=2000)
     async with PretendOllama(wordy, send_buffer_bytes=4096) as daemon:
         conversation = await Conversation.open(daemon.port)
         conversation.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -312,11 +334,11 @@ async def test_who_does_not_read_slows_the_daemon_and_loses_nothing() -> None:
         await conversation.say("POST", "/api/generate", json.dumps(asked).encode())
         await conversation.hear(lambda heard: len(heard.wire) > 1000)
         (generation,) = daemon.generations()
-        assert generation.sent < 5000
+        assert generation.sent < 2000
         heard = await conversation.hear()
         conversation.close()
     assert heard.end == "complete"
-    assert len(heard.records()) == 5001
+    assert len(heard.records()) == 2001
     assert generation.phase is Phase.DONE
 
 

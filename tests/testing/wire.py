@@ -94,11 +94,12 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def say(self, method: str, path: str, body: bytes) -> None:
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        await asyncio.get_running_loop().sock_sendall(self.socket, head.encode() + body)
+    async def say(self, method: str, path: str, body: bytes, *headers: str) -> None:
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {LOOPBACK}", *headers]
+        if "Transfer-Encoding: chunked" not in headers:
+            lines.append(f"Content-Length: {len(body)}")
+        head = "\r\n".join(lines).encode() + b"\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(self.socket, head + body)
 
     async def hear(self, enough: Callable[[Heard], object] = lambda _: False) -> Heard:
         """Until the answer has ended, or there is enough of it."""

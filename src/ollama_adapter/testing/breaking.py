@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from ollama_adapter.embedded.records import go_json
-from ollama_adapter.testing.connection import Connection, chunked, record_line
+from ollama_adapter.testing.connection import Connection
 from ollama_adapter.testing.faults import Fault, FaultKind
+from ollama_adapter.testing.framing import chunked, record_line
 
 RUNNER_DIED: Final = "an error was encountered while running the model: unexpected EOF"
 REPEATS: Final = 31

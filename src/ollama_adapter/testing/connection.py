@@ -11,22 +11,16 @@ import fcntl
 import socket
 import struct
 import termios
-from datetime import UTC, datetime
-from email.utils import format_datetime
 from typing import Any, Final, Protocol
 
 from ollama_adapter.embedded.records import go_json
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.scope import TaskScope
-from ollama_adapter.testing.faults import reason
+from ollama_adapter.testing.framing import JSON, stream_head, take_request, whole_head
 from ollama_adapter.testing.scripted import STREAM_END, ScriptedRequest
 
-JSON: Final = "application/json; charset=utf-8"
-NDJSON: Final = "application/x-ndjson"
-TEXT: Final = "text/plain"
 _RESET: Final = struct.pack("ii", 1, 0)
 _PATIENCE: Final = 500
-_HEAD_END: Final = b"\r\n\r\n"
 
 
 class House(Protocol):
@@ -51,6 +45,7 @@ class Connection(asyncio.Protocol):
         """Serves the request under way."""
         self._writable = asyncio.Event()
         self._writable.set()
+        self._closes = False  # the client wants it closed after this answer
         self.streaming = False
         """The head of a stream is out, and its end is not."""
         self.left = False
@@ -91,6 +86,7 @@ class Connection(asyncio.Protocol):
             return
         request = take_request(self._buffer)
         if request is not None:
+            self._closes = request.headers.get("connection", "").lower() == "close"
             self.service = self._scope.spawn(self._serve(request), name="pretended service")
 
     async def _serve(self, request: ScriptedRequest) -> None:
@@ -103,7 +99,7 @@ class Connection(asyncio.Protocol):
                 self.write(STREAM_END)
         finally:
             self.service = None
-        if self.left:
+        if self.left or self._closes:
             self.close()
         self._next()
 
@@ -128,8 +124,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """A whole answer; `length` is what it claims to have."""
         headers = [*extra, f"Content-Type: {kind}"] if body else [*extra]
-        headers += [_date(), f"Content-Length: {len(body) if length is None else length}"]
-        self.write(_head(status, headers) + body)
+        size = len(body) if length is None else length
+        self.write(whole_head(status, headers, size, closes=self._closes) + body)
 
     def value(self, status: int, value: Any) -> None:
         self.answer(status, go_json(value))
@@ -138,8 +134,7 @@ class Connection(asyncio.Protocol):
         """The head of a stream of records. Idempotent."""
         if not self.streaming:
             self.streaming = True
-            lines = [f"Content-Type: {NDJSON}", _date(), "Transfer-Encoding: chunked"]
-            self.write(_head(200, lines))
+            self.write(stream_head(closes=self._closes))
 
     def end_stream(self) -> None:
         self.streaming = False
@@ -204,40 +199,3 @@ def _unacknowledged(peer: socket.socket) -> int:
     """How many bytes wait in the kernel for the other side."""
     (count,) = struct.unpack("i", fcntl.ioctl(peer.fileno(), termios.TIOCOUTQ, bytes(4)))
     return int(count)
-
-
-def take_request(buffer: bytearray) -> ScriptedRequest | None:
-    """The first request in `buffer`, which loses it; None while it is not whole."""
-    end = buffer.find(_HEAD_END)
-    if end < 0:
-        return None
-    first, *lines = buffer[:end].decode("latin-1").split("\r\n")
-    method, path, _ = f"{first}  ".split(" ", 2)
-    pairs = (line.partition(":") for line in lines)
-    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    length = headers.get("content-length", "0")
-    size = int(length) if length.isdecimal() else 0
-    start = end + len(_HEAD_END)
-    if len(buffer) < start + size:
-        return None
-    body = bytes(buffer[start : start + size])
-    del buffer[: start + size]
-    return ScriptedRequest(method, path.partition("?")[0], headers, body)
-
-
-def chunked(line: bytes) -> bytes:
-    """A line of a stream as Ollama sends it: one HTTP chunk."""
-    return b"%x\r\n%b\r\n" % (len(line), line)
-
-
-def record_line(record: Any) -> bytes:
-    return go_json(record) + b"\n"
-
-
-def _head(status: int, headers: list[str]) -> bytes:
-    lines = [f"HTTP/1.1 {status} {reason(status)}", *headers]
-    return "\r\n".join(lines).encode("latin-1") + _HEAD_END
-
-
-def _date() -> str:
-    return f"Date: {format_datetime(datetime.now(UTC), usegmt=True)}"

@@ -16,8 +16,9 @@ from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.testing.answering import Answer, Piece, Records, joined
 from ollama_adapter.testing.breaking import RUNNER_DIED, Cut
-from ollama_adapter.testing.connection import Connection, chunked, record_line
+from ollama_adapter.testing.connection import Connection
 from ollama_adapter.testing.faults import CUTS, Armed, Fault, FaultKind, reason
+from ollama_adapter.testing.framing import chunked, record_line
 from ollama_adapter.testing.memory import Load, Memory
 from ollama_adapter.testing.model import PretendModel
 from ollama_adapter.testing.scripted import ScriptedRequest

@@ -16,6 +16,7 @@ from typing import Final, Self
 
 from ollama_adapter.config import LOOPBACK, Config, DaemonConfig, DaemonMode
 from ollama_adapter.embedded.values import ApiError
+from ollama_adapter.errors import PortTaken
 from ollama_adapter.system.clock import Clock, SystemClock
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing.connection import Connection
@@ -157,6 +158,8 @@ class PretendOllama:
 
     async def die(self) -> None:
         """Go away as a killed daemon does: connections end, the port is closed. Idempotent."""
+        if self._returning is not None:
+            self._returning.cancel()
         services = [each.service for each in self._connections if each.service is not None]
         self._leave()
         if services:
@@ -164,13 +167,16 @@ class PretendOllama:
         await self.until(lambda: not self._connections)
 
     async def revive(self) -> None:
-        """Come back on the same port, with nothing in memory. Idempotent."""
+        """Come back on the same port, with nothing in memory. Idempotent. Raises PortTaken."""
         if self._server is not None:
             return
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self, self._scope), LOOPBACK, self.port
-        )
+        try:
+            self._server = await loop.create_server(
+                lambda: Connection(self, self._scope), LOOPBACK, self.port
+            )
+        except OSError as error:
+            raise PortTaken(f"port {self.port} cannot be had: {error.strerror}") from error
         self.port = self._server.sockets[0].getsockname()[1]
         self._changed()
 

@@ -11,8 +11,9 @@ from ollama_adapter.embedded.records import go_json, timestamp
 from ollama_adapter.embedded.requests import Asked, decode_body, parse_asked
 from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.testing.answering import Piece, Records
-from ollama_adapter.testing.connection import TEXT, Connection, chunked, record_line
+from ollama_adapter.testing.connection import Connection
 from ollama_adapter.testing.faults import FaultKind
+from ollama_adapter.testing.framing import TEXT, chunked, record_line
 from ollama_adapter.testing.generating import Generation, Means, Service
 from ollama_adapter.testing.memory import Load
 from ollama_adapter.testing.model import PretendModel, count_tokens
