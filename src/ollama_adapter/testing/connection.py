@@ -11,6 +11,8 @@ import fcntl
 import socket
 import struct
 import termios
+import types
+from collections.abc import Generator
 from typing import Any, Final, Protocol
 
 from ollama_adapter.embedded.records import go_json
@@ -141,8 +143,9 @@ class Connection(asyncio.Protocol):
         self.write(STREAM_END)
 
     async def send(self, data: bytes) -> None:
-        """Write, and wait while the client does not read."""
+        """Write, let the others run, and wait while the client does not read."""
         self.write(data)
+        await _turn()
         await self._writable.wait()
 
     async def gone(self) -> None:
@@ -193,6 +196,12 @@ class Connection(asyncio.Protocol):
         self.ended = True
         if self._transport is not None:
             self._transport.abort()
+
+
+@types.coroutine
+def _turn() -> Generator[None, None, None]:
+    """One turn of the loop: an endless answer must not hold it, and answers are written side by side."""
+    yield
 
 
 def _unacknowledged(peer: socket.socket) -> int:

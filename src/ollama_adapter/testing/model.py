@@ -165,22 +165,21 @@ def _judge(weights: bytes) -> tuple[list[float], tuple[tuple[str, float], ...]]:
     floor = math.log(sum(math.exp(each * sharpness) for each in scores))
     logprobs = [each * sharpness - floor for each in scores]
     order = sorted(range(len(scores)), key=logprobs.__getitem__, reverse=True)[:TOP]
-    return logprobs, tuple((_shown(each), logprobs[each]) for each in order)
+    return logprobs, tuple((_SHOWN[each], logprobs[each]) for each in order)
 
 
 def _token(word: int, logprob: float, candidates: tuple[tuple[str, float], ...] = ()) -> Token:
-    return Token(WORDS[word], logprob, candidates, _cost(WORDS[word]))
+    return Token(WORDS[word], logprob, candidates, _COSTS[word])
 
 
 def _cost(text: str) -> int:
-    """An ASCII word is one token; a character outside of it is as many as it has bytes, less one."""
+    """A word is one token; each character of three or four bytes makes it one or two more."""
     return 1 + sum(len(each.encode()) - 2 for each in text if len(each.encode()) > 2)
 
 
-def _shown(word: int) -> str:
-    if word == len(WORDS):
-        return ""  # an end shows no text
-    return WORDS[word] if _cost(WORDS[word]) == 1 else UNFINISHED
+_COSTS: Final = tuple(map(_cost, WORDS))
+_SHOWN: Final = (*(WORDS[at] if cost == 1 else UNFINISHED for at, cost in enumerate(_COSTS)), "")
+"""How candidates are shown; the last one is the end, which shows no text."""
 
 
 def count_tokens(text: str) -> int:
