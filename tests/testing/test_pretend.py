@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ollama_adapter.errors import ConfigError, PortTaken
+from ollama_adapter import OllamaAdapter
+from ollama_adapter.errors import ConfigError, ContextOverflow, PortTaken
 from ollama_adapter.testing import ManualClock, Phase, PretendModel, PretendOllama
 from tests.serving import until
 from tests.testing.wire import Conversation, Heard, ask
@@ -84,6 +85,22 @@ async def test_a_limit_is_kept_and_nought_is_none() -> None:
     assert (last(limited)["eval_count"], last(limited)["done_reason"]) == (7, "length")
     assert last(free)["done_reason"] == "stop"
     assert free.text().startswith(limited.text())
+
+
+async def test_a_limit_that_is_the_length_is_a_limit() -> None:
+    async with PretendOllama() as daemon:
+        free = await generate(daemon)
+        limited = await generate(daemon, options={"num_predict": last(free)["eval_count"]})
+    assert limited.text() == free.text()
+    assert last(limited)["done_reason"] == "length"
+
+
+async def test_a_prompt_that_is_too_long_is_refused_where_it_must_not_be_cut() -> None:
+    async with PretendOllama() as daemon, OllamaAdapter(daemon.config) as adapter:
+        with pytest.raises(ContextOverflow):
+            await adapter.generate("pretend", "word " * 100, options={"num_ctx": 64})
+        assert daemon.generations()[0].phase is Phase.REFUSED
+        assert (await generate(daemon, prompt="word " * 100, options={"num_ctx": 64})).status == 200
 
 
 @pytest.mark.parametrize("begins", [-1, 0, 2])
@@ -176,6 +193,9 @@ async def test_models_are_those_it_was_given() -> None:
         assert (await ask(daemon.port, "/api/show", {"model": "mine"})).status == 404
     with pytest.raises(ConfigError):
         PretendOllama("two words")
+    for wrong in ({"num_parallel": 0}, {"token_s": -1.0}):
+        with pytest.raises(ConfigError):
+            PretendOllama(**wrong)
 
 
 # When

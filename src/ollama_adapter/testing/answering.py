@@ -29,6 +29,7 @@ from ollama_adapter.testing.model import (
 
 _END: Final = "<|im_end|>\n"
 _JSON_PIECE: Final = 4
+_CALL_COST: Final = 12
 
 
 @dataclass(slots=True)
@@ -84,16 +85,20 @@ class Answer:
         self._seed = None if seed < 0 else int(seed)
         raw = bool(asked.body.get("raw")) and not asked.chat
         self._splits = model.thinks and not raw and asked.body.get("think") is not False
+        self._mode = ""
+        self._fresh = False
 
     def __iter__(self) -> Iterator[Piece]:
         if self._wants_tool():
-            self.count = 12
+            self.count = _CALL_COST
             yield Piece(calls=[_call(self._asked.body["tools"][0])])
             return
-        held, mode, fresh = "", "", True
+        held = ""
         for token in self._tokens():
             if self._splits and token.text in (THINK, THOUGHT):
-                mode, fresh = token.text, True
+                if held:
+                    yield self._piece(held, [])
+                held, self._mode, self._fresh = "", token.text, True
                 if not self._asked.chat:
                     yield Piece(entries=self._entries(token, token.text))
                 continue
@@ -102,16 +107,20 @@ class Answer:
             said, held = held[:free], held[free:]
             if said:
                 shown = said if token.text.startswith(said) else token.text
-                entries = self._entries(token, shown)
-                said = said.lstrip() if self._splits and fresh and mode else said
-                fresh = False
-                thinks = mode == THINK
-                yield Piece("" if thinks else said, said if thinks else "", entries)
+                yield self._piece(said, self._entries(token, shown))
             if over:
-                self.reason, held = "stop", ""
+                self.reason = "stop"
                 return
         if held:
-            yield Piece(held)
+            yield self._piece(held, [])
+
+    def _piece(self, said: str, entries: list[dict[str, Any]]) -> Piece:
+        """Thought or said, by the mode; the first piece of either loses its space."""
+        if self._fresh:
+            said, self._fresh = said.lstrip(), False
+        if self._mode == THINK:
+            return Piece(thinking=said, entries=entries)
+        return Piece(said, entries=entries)
 
     def _free(self, held: str) -> tuple[int, bool]:
         """How much of the text can go out, and whether a stop string ends it there."""
@@ -124,13 +133,15 @@ class Answer:
         return len(held), False
 
     def _tokens(self) -> Iterator[Token]:
+        """As many as may be; a character that the limit would cut is left out."""
         for token in self._source():
-            if self.count + token.cost > self._limit:
+            self.count += token.cost
+            if self.count <= self._limit:
+                yield token
+            if self.count >= self._limit:
                 self.count = self._limit
                 self.reason = "length"
                 return
-            self.count += token.cost
-            yield token
 
     def _source(self) -> Iterator[Token]:
         wanted = self._asked.schema

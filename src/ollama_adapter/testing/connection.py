@@ -99,6 +99,9 @@ class Connection(asyncio.Protocol):
                 raise
             if self.streaming:
                 self.write(STREAM_END)
+        except BaseException:  # a fault of ours: the client shall not wait for it
+            self.drop()
+            raise
         finally:
             self.service = None
         if self.left or self._closes:

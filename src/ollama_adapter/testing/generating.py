@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+import msgspec
+
 from ollama_adapter.embedded.records import timestamp
 from ollama_adapter.embedded.requests import Asked
 from ollama_adapter.embedded.values import ApiError
@@ -120,6 +122,7 @@ class Service:
             if self._asked.body.get("_debug_render_only"):
                 self._connection.value(200, self._records.rendered(answer.prompt, self._stamp()))
                 return self._advance(Phase.DONE)
+            self._fit(answer, model)
             self._advance(Phase.QUEUED)
             async with self._means.memory.place(name):
                 await self._evaluate()
@@ -143,6 +146,20 @@ class Service:
             load.fails = load.fails or fault.kind is FaultKind.LOAD_FAIL
             load.takes_ns = fault.for_ns or load.takes_ns
         return load
+
+    def _fit(self, answer: Answer, model: PretendModel) -> None:
+        """Refuse a prompt that is too long, where it must not be cut; else nobody hears that it was."""
+        room, needed = self._options.get("num_ctx", model.context_length), answer.prompt_count
+        if self._asked.body.get("truncate") is False and needed > room:
+            words = f"request ({needed} tokens) exceeds the available context size ({room} tokens)"
+            error = {
+                "code": 400,
+                "message": f"{words}, try increasing it",
+                "type": "exceed_context_size_error",
+                "n_prompt_tokens": needed,
+                "n_ctx": room,
+            }
+            raise ApiError(400, msgspec.json.encode({"error": error}).decode())
 
     async def _evaluate(self) -> None:
         self._advance(Phase.EVALUATING)

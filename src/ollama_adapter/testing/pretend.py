@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from ollama_adapter.config import LOOPBACK, Config, DaemonConfig, DaemonMode
 from ollama_adapter.embedded.values import ApiError
-from ollama_adapter.errors import PortTaken
+from ollama_adapter.errors import ConfigError, PortTaken
 from ollama_adapter.system.clock import Clock, SystemClock
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing.connection import Connection
@@ -34,6 +34,7 @@ MODELS: Final = (
     PretendModel("pretend-embed", capabilities=("embedding",)),
 )
 
+BACKLOG: Final = 4096  # a thousand clients may come at once
 HISTORY: Final = 10_000
 """How much it remembers, so that a test of a million answers does not fill the memory."""
 
@@ -57,6 +58,8 @@ class PretendOllama:
         clock: Clock | None = None,
         send_buffer_bytes: int = 0,
     ) -> None:
+        if num_parallel < 1 or min(load_s, prompt_s, token_s, send_buffer_bytes) < 0:
+            raise ConfigError("a pretended daemon has one place or more, and no negative times")
         self.version = version
         self.port = 0
         self.dropped = 0
@@ -173,7 +176,7 @@ class PretendOllama:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: Connection(self, self._scope), LOOPBACK, self.port
+                lambda: Connection(self, self._scope), LOOPBACK, self.port, backlog=BACKLOG
             )
         except OSError as error:
             raise PortTaken(f"port {self.port} cannot be had: {error.strerror}") from error
