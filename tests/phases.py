@@ -53,7 +53,7 @@ class PhaseDaemon(ScriptedDaemon):
         return pieces
 
     def _say(self, request: ScriptedRequest) -> Iterator[Piece]:
-        what = request.json()["prompt"]
+        what = request.json().get("prompt", "silent")
         if what != "silent":
             yield STREAM_HEAD
             yield b"".join(chunk({"response": each, "done": False}) for each in "abc")

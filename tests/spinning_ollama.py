@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """A program that plays an `ollama serve` whose runners work on after every abort; run by tests.
 
+`alias-m` is another name of the model `m`.
+
 A file beside it, `behaviour`, says what else is wrong: `keeps` ignores an unload, `nameless` does not tell
 which file a model is in, `dies` loses its runner as soon as a client goes.
 """
@@ -30,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        model = asked["model"].partition(":")[0]
+        model = asked["model"].partition(":")[0].lower().removeprefix("alias-")
         if self.path == "/api/show":
             named = {} if "nameless" in BEHAVIOUR else {"modelfile": f"FROM /blobs/sha256-{model}"}
             self._answer({"capabilities": ["completion"], **named})

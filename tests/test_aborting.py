@@ -32,7 +32,8 @@ from ollama_adapter.errors import SessionNotFound
 from ollama_adapter.events import AbortReceipt, Phase
 from ollama_adapter.system.http import find_free_port
 from tests.embedded import daemons
-from tests.serving import collect, saying, served, until
+from tests.phases import PhaseDaemon
+from tests.serving import collect, config_for, until
 
 pytestmark = pytest.mark.anyio
 
@@ -222,11 +223,11 @@ async def test_a_daemon_that_does_not_unload_has_its_runner_ended(tmp_path: Path
 async def test_no_rung_hurts_another_session(tmp_path: Path) -> None:
     ladder = (Rung.UNLOAD, Rung.RESTART)
     async with spinning(tmp_path, ladder=ladder) as adapter:
-        other = await begun(adapter)
-        receipt = await abort(adapter, await begun(adapter))
-        assert (receipt.reason, receipt.rungs) == (Doubt.SHARED, ())
-        assert [await anext(other) for _ in range(9)]
-        await other.stop()
+        for name in ("m", "M:LATEST", "alias-m"):
+            async with await begun(adapter, name) as other:
+                receipt = await abort(adapter, await begun(adapter))
+                assert (receipt.reason, receipt.rungs) == (Doubt.SHARED, ())
+                assert [await anext(other) for _ in range(9)]
 
 
 async def test_runners_that_cannot_be_told_apart_are_left_alone(tmp_path: Path) -> None:
@@ -277,12 +278,23 @@ async def test_an_adopted_daemon_is_never_restarted(tmp_path: Path) -> None:
 
 
 async def test_what_cannot_be_seen_is_said_to_be_so() -> None:
-    """A daemon in this very process has no runner that could be seen; nor has another user's."""
-    async with served(saying("a", "b")) as (adapter, _):
-        tokens = adapter.generate_stream("m", "p")
-        await anext(tokens)
-        receipt = await adapter.abort(tokens.session_id)
-        assert receipt.reason in (Doubt.UNSEEN, Doubt.ENDED)
+    """The daemon is in this very process: no runner of it can be seen, no more than another user's."""
+    async with PhaseDaemon() as daemon, OllamaAdapter(config_for(daemon)) as adapter:
+        receipt = await abort(adapter, await begun(adapter))
+        assert (receipt.phase, receipt.reason) == (Phase.DECODING, Doubt.UNSEEN)
+
+
+async def test_an_embedding_or_a_load_of_the_same_model_is_work_of_others() -> None:
+    async with PhaseDaemon() as daemon, OllamaAdapter(config_for(daemon)) as adapter:
+        async with asyncio.TaskGroup() as group:
+            embedding = group.create_task(adapter.embed("m", "silent"))
+            await until(lambda: adapter.pool.at_work()["m:latest"])
+            receipt = await abort(adapter, await begun(adapter, "M"))
+            assert receipt.reason == Doubt.SHARED
+            receipt = await abort(adapter, await begun(adapter, "n"))
+            assert receipt.reason == Doubt.UNSEEN
+            embedding.cancel()
+        assert not adapter.pool.at_work()
 
 
 @pytest.mark.parametrize(

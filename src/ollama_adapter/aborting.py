@@ -148,7 +148,8 @@ class _Watch:
         return sample
 
     def _seen(self) -> Seen:
-        sample, sessions, pool = self._sample, self._owner.sessions, self._owner.pool
+        sample = self._sample
+        work = self._owner.sessions.at_work() + self._owner.pool.at_work()
         runners = 0 if sample is None else len(sample.spent)
         self._found = self._found or runners > 0
         return Seen(
@@ -157,9 +158,15 @@ class _Watch:
             runners=runners,
             found=self._found,
             identified=sample is not None and sample.identified,
-            sharing=sessions.at_work_on(self._model) + pool.users(self._model),
-            others=sessions.at_work_on() + pool.users(),
+            sharing=sum(count for key, count in work.items() if self._shares(key)),
+            others=work.total(),
         )
+
+    def _shares(self, key: str) -> bool:
+        """A model may have several names, and one runner for all of them."""
+        if key == self._model.lower():
+            return True
+        return bool(self._weights) and weights_of(self._owner.pool.known(key)) == self._weights
 
     async def _climb(self, rung: Rung) -> None:
         owner = self._owner

@@ -87,11 +87,9 @@ class ModelPool:
         finally:
             self._users[key] -= 1
 
-    def users(self, model: str | None = None) -> int:
-        """How many loads and other work, besides sessions, are under way on a model, or on any."""
-        if model is None:
-            return len(self._flights) + self._users.total()
-        return self.is_loading(model) + self._users[local_name(model).key]
+    def at_work(self) -> Counter[str]:
+        """How many loads and other work, besides sessions, are under way, by the keys of the models."""
+        return self._users + Counter(flight[0] for flight in self._flights)
 
     def known(self, model: str) -> Mapping[str, Any]:
         """What /api/show has said of the model; nothing where it was not asked."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Generator
 from types import TracebackType
 from typing import Any, Final, Self
@@ -73,13 +73,16 @@ class SessionRegistry:
 
     def phase(self, session: Session) -> Phase:
         """How far it has come, as far as that can be told from outside of the daemon."""
-        ahead = [each for each in self._at_work() if each.started_ns < session.started_ns]
+        key = session.request.model.lower()
+        ahead = [
+            each for each in self._working() if each.sent and each.started_ns < session.started_ns
+        ]
         return phase_of(
             started=session.started,
             ended=session.ended,
             sent=session.sent,
             tokens=session.statistics.tokens,
-            ahead=sum(each.sent and each.request.model == session.request.model for each in ahead),
+            ahead=sum(each.request.model.lower() == key for each in ahead),
         )
 
     def start(self, session: Session) -> None:
@@ -110,13 +113,14 @@ class SessionRegistry:
 
     def others(self, session: Session) -> int:
         """How many other sessions have begun on the same model."""
-        return self.at_work_on(session.request.model) - (session.started and not session.ended)
+        mine = session.started and not session.ended
+        return self.at_work()[session.request.model.lower()] - mine
 
-    def at_work_on(self, model: str | None = None) -> int:
-        """How many sessions have begun and not ended, on a model, or on any."""
-        return sum(model in (None, each.request.model) for each in self._at_work())
+    def at_work(self) -> Counter[str]:
+        """How many sessions have begun and not ended, by the keys of their models."""
+        return Counter(each.request.model.lower() for each in self._working())
 
-    def _at_work(self) -> list[Session]:
+    def _working(self) -> list[Session]:
         return [each for each in self._live.values() if each.started and not each.ended]
 
     def last_token_ns(self) -> int:
@@ -170,7 +174,8 @@ class TokenStream(AsyncIterator[TokenEvent]):
         """A wait in another loop than the session's would have no end. Raises GenerationError."""
         if self._session.ended or self._session.loop in (None, asyncio.get_running_loop()):
             return
-        self._session.abort() if self._session.orphaned else None
+        if self._session.orphaned:
+            self._session.abort()
         raise GenerationError(
             "this stream belongs to another event loop",
             session_id=self.session_id,
@@ -217,6 +222,7 @@ class TokenStream(AsyncIterator[TokenEvent]):
 
 def _abort_from_anywhere(session: Session) -> None:
     """A finalizer may run in any thread."""
-    loop = session.loop
-    if loop is not None and not loop.is_closed():
-        loop.call_soon_threadsafe(session.abort)
+    if session.orphaned:
+        session.abort()
+    elif session.loop is not None:
+        session.loop.call_soon_threadsafe(session.abort)
