@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(3600)]
 ABORTS = 10_000
 SESSIONS = 1_000
 WARMING_UP = 30
-LEAK_BYTES = 64 << 10
+LEAK_BYTES = 128 << 10
 """In all, whatever the count: caches and free lists that were not full yet."""
 CLOSE_MS = 1.0
 READ_TOKENS = 16

@@ -259,6 +259,22 @@ def one_token(port: int) -> tuple[asyncio.AbstractEventLoop, OllamaAdapter, Toke
     return loop, adapter, tokens
 
 
+def one_load(
+    daemon: ScriptedDaemon,
+) -> tuple[asyncio.AbstractEventLoop, OllamaAdapter, TokenStream]:
+    """A stream whose model is being loaded, in a loop that does not run any more."""
+    loop, adapter = asyncio.new_event_loop(), OllamaAdapter(config_for(daemon))
+    tokens = adapter.generate_stream(SLOW, "some")
+
+    async def begin() -> None:
+        step = asyncio.get_running_loop().create_task(collect(tokens))
+        await until(lambda: len(posts(daemon)) == 1)
+        assert not step.done()
+
+    loop.run_until_complete(begin())
+    return loop, adapter, tokens
+
+
 def test_a_loop_that_ends_as_it_should_ends_its_streams() -> None:
     with DaemonThread(PhaseDaemon()) as daemon:
         adapter = OllamaAdapter(config_for(daemon))
@@ -297,6 +313,18 @@ def test_a_loop_that_is_closed_under_a_session_leaves_no_reader_waiting() -> Non
         del adapter, tokens, loop
         gc.collect()
         asyncio.run(until(lambda: daemon.closed == 2))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_loop_that_is_closed_while_a_model_loads_leaves_no_noise_and_no_load() -> None:
+    with DaemonThread(PhaseDaemon()) as daemon:
+        loop, adapter, tokens = one_load(daemon)
+        loop.close()
+        asyncio.run(adapter.stop_generation(tokens.session_id))
+        asyncio.run(adapter.aclose())
+        del adapter, tokens, loop
+        gc.collect()  # an exception that is ignored here fails this test
+        asyncio.run(until(lambda: daemon.closed == 1))
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

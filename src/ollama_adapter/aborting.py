@@ -170,9 +170,7 @@ class _Watch:
 
     async def _climb(self, rung: Rung) -> None:
         owner = self._owner
-        owner.pool.used(
-            self._model, {}, 0
-        )  # whatever comes of it, it need not be in memory any more
+        owner.pool.used(self._model, {}, 0)  # whatever comes of it, the next request has to load
         if rung is Rung.RESTART:
             assert self._sample is not None, "without a sample there is a doubt"
             end(self._sample)

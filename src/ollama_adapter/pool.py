@@ -28,7 +28,7 @@ from ollama_adapter.errors import (
     ResponseError,
 )
 from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.scope import TaskScope, shared
+from ollama_adapter.system.scope import TaskScope, is_orphan, shared
 
 MARGIN_NS: Final = 500_000_000  # before its keep-alive ends a model no longer counts as resident
 
@@ -153,7 +153,8 @@ class ModelPool:
             return await shared(flight.task)
         finally:
             flight.waiters -= 1
-            if not flight.waiters and not flight.task.done():
+            unwanted = not flight.waiters and not flight.task.done()
+            if unwanted and not is_orphan(flight.task):
                 self._landed(key, flight)  # who comes now starts anew
                 flight.task.cancel()
 
