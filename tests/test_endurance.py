@@ -24,7 +24,7 @@ from ollama_adapter.testing import STREAM_END, STREAM_HEAD, Piece, ScriptedReque
 from tests.phases import BUFFER_TOKENS, PHASES, UNSENT, WAYS, PhaseDaemon, bring
 from tests.serving import collect, config_for, served, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.anyio
 
 ABORTS = 10_000
 SESSIONS = 1_000

@@ -130,7 +130,7 @@ class _Watch:
         clock = self._owner.clock
         deadline_ns = clock.now_ns() + int(self._owner.limits.abort_s * 1e9)
         while True:
-            self._sample = sample = self._look()
+            self._sample = sample = await self._look()
             doubtful = doubt(self._seen())
             if doubtful is not None or sample is None:
                 return doubtful
@@ -140,8 +140,8 @@ class _Watch:
                 return None
             await clock.sleep_until_ns(min(now_ns + SAMPLE_NS, deadline_ns))
 
-    def _look(self) -> Sample | None:
-        sample = self._owner.sampler.sample(self._pid, self._weights)
+    async def _look(self) -> Sample | None:
+        sample = await self._owner.sampler.sample(self._pid, self._weights)
         if sample is not None and self._identified and not sample.identified:
             return Sample(sample.taken_ns, {}, False, True)  # it has gone; those left are others'
         self._identified = sample is not None and sample.identified

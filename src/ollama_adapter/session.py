@@ -88,7 +88,6 @@ class Session:
         self._task: asyncio.Task[None] | None = None
         self._handling_ns = 0
         self.started_ns = 0
-        self._aborted = False
         self._patience = Patience(limits.reader_s, statistics.session_id)
         self._arrived: list[TokenEvent] = []  # the tokens of the read that is being taken
         self._transcript = Transcript()
@@ -179,7 +178,6 @@ class Session:
 
     def abort(self) -> None:
         """Drop the connection and what is buffered; the iterator ends quietly. Idempotent."""
-        self._aborted = True
         if not self.ended:
             self.statistics.finish = Finish.ABORTED
         if self._attempt is not None:
@@ -254,8 +252,6 @@ class Session:
 
     def _take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
         """In the protocol's callback, once per read."""
-        if self._aborted:
-            return
         generation = self._generation
         for record in records:
             generation.receive(record, now_ns)

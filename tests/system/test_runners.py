@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.http import find_free_port
 from ollama_adapter.system.runners import Sampler, end, listener_pid, look, take
 from ollama_adapter.testing import ManualClock
@@ -27,6 +29,7 @@ for each in runners:
     each.kill()
     each.wait()
 """
+CLOCK = SystemClock()
 SPIN = "while :; do :; done"
 REST = "read nothing"
 
@@ -45,50 +48,55 @@ def daemon(does: str, *weights: str) -> Iterator[psutil.Process]:
 
 def test_the_runner_of_a_model_is_known_by_the_file_in_its_arguments() -> None:
     with daemon(REST, "/blobs/sha256-aa", "/blobs/sha256-bb") as process:
-        both = take(process.pid, "", 5)
-        one = take(process.pid, "sha256-bb", 6)
-        none = take(process.pid, "sha256-cc", 7)
+        both = take(process.pid, "", CLOCK)
+        one = take(process.pid, "sha256-bb", CLOCK)
+        none = take(process.pid, "sha256-cc", CLOCK)
     assert both is not None and one is not None and none is not None
-    assert (both.taken_ns, len(both.spent), both.identified) == (5, 2, False)
+    assert (len(both.spent), both.identified) == (2, False)
+    assert both.taken_ns <= one.taken_ns <= none.taken_ns <= CLOCK.now_ns()
     assert (len(one.spent), one.identified) == (1, True)
     assert one.spent.keys() < both.spent.keys()
     assert (len(none.spent), none.identified) == (2, False), "it may be any of them"
 
 
 def test_what_works_has_spent_more_each_time_and_is_ended_when_told() -> None:
+    def spent() -> float:
+        sample = take(process.pid, "sha256-aa", CLOCK)
+        assert sample is not None
+        return sum(sample.spent.values())
+
     with daemon(SPIN, "sha256-aa") as process:
-        before = take(process.pid, "sha256-aa", 0)
-        assert before is not None
-        (pid,) = before.spent
-        while (after := take(process.pid, "sha256-aa", 1)) == before or after is None:
+        before = spent()
+        while spent() == before:
             pass
-        while after is not None and after.spent[pid] == before.spent[pid]:
-            after = take(process.pid, "sha256-aa", 1)
-        assert after is not None and after.spent[pid] > before.spent[pid]
-        end(after)
-        while (left := take(process.pid, "sha256-aa", 2)) is not None and left.spent:
+        sample = take(process.pid, "sha256-aa", CLOCK)
+        assert sample is not None
+        end(sample)
+        while spent():
             pass
-        end(after)  # once more: it has gone
-    assert left is not None and not left.identified
+        end(sample)  # once more: it has gone
+        left = take(process.pid, "sha256-aa", CLOCK)
+    assert left is not None and (left.spent, left.identified) == ({}, False)
 
 
 def test_a_daemon_that_has_gone_has_no_runners_and_none_at_all_cannot_be_seen() -> None:
     with daemon(REST) as process:
         pass
-    gone = take(process.pid, "", 0)
+    gone = take(process.pid, "", CLOCK)
     assert gone is not None and gone.spent == {}
-    assert take(None, "", 0) is None
+    assert take(None, "", CLOCK) is None
 
 
-def test_those_who_ask_at_the_same_time_share_a_sample() -> None:
+async def test_those_who_ask_at_the_same_time_share_a_sample() -> None:
     clock = ManualClock()
     sampler = Sampler(clock)
     with daemon(REST, "sha256-aa") as process:
-        first = sampler.sample(process.pid, "sha256-aa")
-        assert sampler.sample(process.pid, "sha256-aa") is first
-        assert sampler.sample(process.pid, "") is not first
+        first, same, other = await asyncio.gather(
+            *(sampler.sample(process.pid, each) for each in ("sha256-aa", "sha256-aa", ""))
+        )
+        assert first is same is not other
         clock.advance(60_000_000)
-        later = sampler.sample(process.pid, "sha256-aa")
+        later = await sampler.sample(process.pid, "sha256-aa")
     assert first is not None and later is not None
     assert later.taken_ns == first.taken_ns + 60_000_000
 

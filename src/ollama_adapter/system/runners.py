@@ -6,6 +6,7 @@ stands in its arguments, Ollama's and our own daemon's alike.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
@@ -42,16 +43,16 @@ class Sample:
 
 async def look(daemon_pid: int | None, clock: Clock) -> Runners:
     """Look twice at the daemon's children. Takes 0.2 s; cancelling is safe."""
-    before = take(daemon_pid, "", clock.now_ns())
+    before = take(daemon_pid, "", clock)
     if before is None:
         return Runners()
     await clock.sleep_until_ns(clock.now_ns() + LOOK_NS)
-    after = take(daemon_pid, "", clock.now_ns()) or Sample(0, {}, False, False)
+    after = take(daemon_pid, "", clock) or Sample(0, {}, False, False)
     working = any(spent > before.spent.get(pid, 0.0) for pid, spent in after.spent.items())
     return Runners(len(after.spent), working, before.runnable or after.runnable)
 
 
-def take(daemon_pid: int | None, weights: str, now_ns: int) -> Sample | None:
+def take(daemon_pid: int | None, weights: str, clock: Clock) -> Sample | None:
     """The runners of a model, by the name of its file; all of them where it is "" or unknown to them.
 
     None where the daemon's processes cannot be seen.
@@ -77,7 +78,7 @@ def take(daemon_pid: int | None, weights: str, now_ns: int) -> Sample | None:
     identified = any(named for *_, named in found)
     mine = [each for each in found if each[3] or not identified]
     return Sample(
-        now_ns,
+        clock.now_ns(),
         {process.pid: spent for process, spent, *_ in mine},
         any(running for _, _, running, _ in mine),
         identified,
@@ -86,22 +87,26 @@ def take(daemon_pid: int | None, weights: str, now_ns: int) -> Sample | None:
 
 
 class Sampler:
-    """Takes samples; those who ask at about the same time, for the same runners, share one."""
+    """Takes samples, in a thread: to find the children of a process every process is looked at.
+
+    Those who ask at about the same time, for the same runners, share one.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._latest: dict[tuple[int | None, str], Sample | None] = {}
-        self._taken_ns = 0
+        self._latest: dict[tuple[int | None, str], tuple[int, asyncio.Future[Sample | None]]] = {}
 
-    def sample(self, daemon_pid: int | None, weights: str) -> Sample | None:
-        now_ns = self._clock.now_ns()
-        if now_ns - self._taken_ns >= FRESH_NS:
-            self._latest.clear()
-            self._taken_ns = now_ns
-        key = daemon_pid, weights
+    async def sample(self, daemon_pid: int | None, weights: str) -> Sample | None:
+        """As `take`. Cancelling is safe."""
+        now_ns, key = self._clock.now_ns(), (daemon_pid, weights)
+        self._latest = {
+            each: latest for each, latest in self._latest.items() if now_ns - latest[0] < FRESH_NS
+        }
         if key not in self._latest:
-            self._latest[key] = take(daemon_pid, weights, now_ns)
-        return self._latest[key]
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(None, take, daemon_pid, weights, self._clock)
+            self._latest[key] = now_ns, work
+        return await asyncio.shield(self._latest[key][1])
 
 
 def end(sample: Sample) -> None:
