@@ -102,7 +102,7 @@ class _Watch:
         doubtful = await self._watch()
         refused: list[str] = []
         for rung in self._owner.limits.abort_ladder:
-            if self._rest.still or doubtful is not None:
+            if self._rest.still:
                 break
             if why := refusal(rung, self._seen()):
                 refused.append(why)
@@ -110,13 +110,11 @@ class _Watch:
             self.rungs.append(rung.value)
             await self._climb(rung)
             doubtful = await self._watch()
-        if doubtful is not None:
-            self.reason = doubtful.value
-        elif self._rest.still:
+        if self._rest.still:
             self.idle_ms = max(0.0, (self._rest.since_ns - self._called_ns) / 1e6)
-        else:
-            limit_s = self._owner.limits.abort_s
-            self.reason = "; ".join([f"its runner still worked after {limit_s:g} s", *refused])
+            return
+        working = f"its runner still worked after {self._owner.limits.abort_s:g} s"
+        self.reason = "; ".join([doubtful.value if doubtful else working, *refused])
 
     async def _find_daemon(self) -> None:
         daemon = self._owner.daemon

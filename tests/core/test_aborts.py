@@ -79,6 +79,9 @@ def test_rest_is_claimed_only_where_it_can_be_told(seen: Seen, why: Doubt | None
         (Rung.UNLOAD, ADOPTED, ""),
         (Rung.UNLOAD, replace(OURS, others=1), ""),
         (Rung.UNLOAD, replace(OURS, sharing=1), "hurt another session of this model"),
+        (Rung.UNLOAD, replace(OURS, visible=False), "was not tried"),
+        (Rung.UNLOAD, replace(ADOPTED, runners=0, found=False), "was not tried"),
+        (Rung.UNLOAD, replace(OURS, identified=False, others=1), "was not tried"),
         (Rung.RESTART, OURS, ""),
         (Rung.RESTART, ADOPTED, "only for a daemon that is ours"),
         (Rung.RESTART, replace(OURS, sharing=1), "hurt another session of this model"),
@@ -99,6 +102,7 @@ def test_no_rung_ever_hurts_another_session_or_ends_what_is_not_ours(
 ) -> None:
     if not refusal(rung, seen):
         assert not seen.sharing
+        assert doubt(seen) is None, "it may be at rest"
         if rung is Rung.RESTART:
             assert seen.ours
             assert seen.identified or not seen.others

@@ -104,11 +104,12 @@ def refusal(rung: Rung, seen: Seen) -> str:
     """Why a rung is not climbed; "" where it may be."""
     if seen.sharing:
         return f"{rung} would hurt another session of this model"
-    if rung is Rung.RESTART:
-        if not seen.ours:
-            return f"{rung} is only for a daemon that is ours"
-        if not seen.runners:
-            return f"{rung} found no process to end"
-        if seen.others and not seen.identified:
-            return f"{rung} might hurt the session of another model"
+    if rung is Rung.RESTART and not seen.ours:
+        return f"{rung} is only for a daemon that is ours"
+    if rung is Rung.RESTART and seen.others and not seen.identified:
+        return f"{rung} might hurt the session of another model"
+    if doubt(seen) is not None:
+        return f"{rung} was not tried"
+    if rung is Rung.RESTART and not seen.runners:
+        return f"{rung} found no process to end"
     return ""
