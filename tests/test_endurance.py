@@ -14,11 +14,21 @@ import secrets
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
-from ollama_adapter import Finish, OllamaAdapter, StreamConfig, TokenStream
+from ollama_adapter import (
+    Config,
+    DaemonConfig,
+    DaemonMode,
+    Finish,
+    OllamaAdapter,
+    StreamConfig,
+    TokenStream,
+)
+from ollama_adapter.config import Sandbox
 from ollama_adapter.stream import REMEMBERED
 from ollama_adapter.testing import STREAM_END, STREAM_HEAD, Piece, ScriptedRequest, answer, chunk
 from tests.phases import BUFFER_TOKENS, PHASES, UNSENT, WAYS, PhaseDaemon, bring
@@ -27,6 +37,7 @@ from tests.serving import collect, config_for, served, until
 pytestmark = pytest.mark.anyio
 
 ABORTS = 10_000
+REAL_ABORTS = 2_000
 SESSIONS = 1_000
 WARMING_UP = 30
 LEAK_BYTES = 128 << 10
@@ -132,6 +143,49 @@ async def test_aborts_at_random_phases_leave_nothing_behind(
     if pytestconfig.getoption("--soak"):
         assert waits[len(waits) // 2] < CLOSE_MS
         assert len(account.cases) == len(PHASES) * len(WAYS)
+
+
+async def test_aborts_of_a_real_model_leave_its_daemon_and_its_runner_as_they_were(
+    scaled: Callable[[int], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
+    chance, numbers = random.Random(4), {"type": "array", "items": {"type": "integer"}}
+    daemon = DaemonConfig(mode=DaemonMode.EMBEDDED, sandbox=Sandbox.NONE)
+    async with OllamaAdapter(Config(daemon=daemon)) as adapter:
+
+        async def abort(take: int) -> None:
+            """After so many tokens; with none, while the prompt is evaluated."""
+            keywords = {"format": numbers | {"minItems": 4000}, "num_predict": 100_000}
+            tokens = adapter.generate_stream("tinydoc", "x", **keywords)
+            async with tokens, asyncio.TaskGroup() as group:
+                reader = group.create_task(take_some(tokens, take))
+                await until(lambda: reader.done() if take else tokens._session.sent)
+                await adapter.stop_generation(tokens.session_id)
+
+        async def say() -> str:
+            return (await adapter.generate("tinydoc", "x", temperature=0, num_predict=24)).text
+
+        said = await say()
+        await abort(1)
+        family = psutil.Process(adapter.daemon.pid).children()
+        family.append(psutil.Process(adapter.daemon.pid))
+        for _ in range(WARMING_UP):
+            await abort(chance.randrange(6))
+        assert await say() == said
+        before = [(each.pid, each.num_fds()) for each in family]
+        for _ in range(scaled(REAL_ABORTS)):
+            await abort(chance.randrange(6))
+        assert await say() == said, "what came before an abort has changed what comes after it"
+        await until(lambda: [(each.pid, each.num_fds()) for each in family] == before)
+        assert len(psutil.Process(adapter.daemon.pid).children()) == len(family) - 1
+
+
+async def take_some(tokens: TokenStream, count: int) -> None:
+    """So many tokens, or, where that is 0, whatever comes."""
+    async for event in tokens:
+        if event.index + 1 == count:
+            return
 
 
 # Many at once
