@@ -36,8 +36,8 @@ check: ## format, lint, types, layers
 	$(environment) dev -m mypy
 	$(environment) dev tools/layers.py
 
-soak: ## the same tests with their full counts, and the long ones
-	$(environment) dev -m pytest --soak --timeout=3600 -m "not live"
+soak: ## the same tests with their full counts, and the long ones; writes docs/soak.md
+	$(environment) dev -m pytest --soak --soak-report=docs/soak.md --timeout=3600 -m "not live"
 
 bench: ## measure: time per token, lateness of frames, against others
 	$(environment) dev -m benchmarks

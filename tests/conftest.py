@@ -11,10 +11,13 @@ import functools
 import gc
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.soak import Report
 
 GRACE_S = 5.0
 """How long what is on its way out may take; nothing waits this long unless something is left behind."""
@@ -28,10 +31,18 @@ settings.register_profile(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="full counts instead of a hundredth")
+    parser.addoption(
+        "--soak-report", type=Path, metavar="FILE", help="write what was measured there"
+    )
+
+
+REPORT = pytest.StashKey[Report]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("soak" if config.getoption("--soak") else "test")
+    config.stash[REPORT] = Report(config.getoption("--soak-report"))
+    config.pluginmanager.register(config.stash[REPORT], "soak-report")
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +55,12 @@ def scaled(pytestconfig: pytest.Config) -> Callable[[int], int]:
     """A full count, as an issue names it, to what this run does of it."""
     soak = bool(pytestconfig.getoption("--soak"))
     return lambda full: full if soak else max(1, full // 100)
+
+
+@pytest.fixture(scope="session")
+def measured(pytestconfig: pytest.Config) -> Callable[..., None]:
+    """Report a number: `measured("kill to gone", seconds, "≤ 0.5", "s")`; see tests/soak.py."""
+    return pytestconfig.stash[REPORT].measured
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

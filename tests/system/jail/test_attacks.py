@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -64,7 +65,9 @@ def successes(ends: dict[str, str]) -> set[str]:
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_without_a_jail_the_attacks_succeed(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_jail_the_attacks_succeed(
+    user: str, capsys: pytest.CaptureFixture[str], measured: Callable[..., None]
+) -> None:
     report = report_of(user)
     if report["walls"]:
         pytest.skip(f"no network for the tests can be made here as {user}: {report['walls']}")
@@ -74,6 +77,8 @@ def test_without_a_jail_the_attacks_succeed(user: str, capsys: pytest.CaptureFix
     may_miss = NEEDS_THIS_KERNEL | (NEEDS_ROOT if user == "ordinary" else set())
     assert set(missed) <= may_miss, {n: e for n, e in missed.items() if n not in may_miss}
     assert len(ends) - len(missed) >= KINDS
+    worked = len(ends) - len(missed)
+    measured(f"attacks, without a jail, as {user}", worked, f"≥ {KINDS}", "succeed", len(ends))
     with capsys.disabled():
         print(
             f"\n  as {user}: {len(ends) - len(missed)} of {len(ends)} succeed without a jail; not:"
@@ -83,7 +88,7 @@ def test_without_a_jail_the_attacks_succeed(user: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("user", USERS)
-def test_in_a_jail_they_do_not(user: str, level: str) -> None:
+def test_in_a_jail_they_do_not(user: str, level: str, measured: Callable[..., None]) -> None:
     report = report_of(user)
     told = report[level]
     lacking = report["probe"].get({"guard": "notify"}.get(level, level), "")
@@ -98,8 +103,12 @@ def test_in_a_jail_they_do_not(user: str, level: str) -> None:
     assert set(ends) == set(ATTACKS)
     if level == "partial":
         assert successes(ends) <= NETWORK_NOT_ENFORCED
+        goal = ""  # the network is not enforced, and that is said
     else:
         assert successes(ends) <= RESIDUAL[level], ends
+        goal = f"≤ {len(RESIDUAL[level])}"
+    left = len(successes(ends))
+    measured(f"attacks, at level {level}, as {user}", left, goal, "succeed", len(ends))
 
 
 def test_on_an_older_kernel_the_filter_and_the_guard_do_what_landlock_does_not() -> None:
