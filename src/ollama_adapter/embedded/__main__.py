@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 
@@ -16,7 +17,10 @@ def main() -> int:
         sys.stderr.write(f"Error: {names} not installed: pip install 'ollama-adapter[embedded]'\n")
         return 1
     from ollama_adapter.embedded.serve import run
+    from ollama_adapter.system.jail import dumps
 
+    with contextlib.suppress(OSError):  # in a jail it cannot be said again: its keeper has
+        dumps.forbid()
     return run()
 
 

@@ -28,16 +28,6 @@ def die_with_parent() -> None:
     prctl(_SET_PDEATHSIG, _SIGKILL)
 
 
-def no_dumps() -> None:
-    """A core limit of 0 still feeds a piped handler; a limit of 1 byte and an empty dump do not.
-
-    Before the user changes: the file belongs to root afterwards.
-    """
-    with open("/proc/self/coredump_filter", "w") as file:
-        file.write("0")
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-
-
 def limit_resources(policy: dict[str, Any]) -> None:
     """Not the address space: models are mapped, and GPUs reserve far more than they use."""
     limits = (

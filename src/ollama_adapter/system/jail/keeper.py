@@ -209,6 +209,9 @@ def find_siblings() -> None:
 
 def main() -> None:
     find_siblings()
+    from ollama_adapter.system.jail import dumps
+
+    dumps.forbid()
     control, *others = (socket.socket(fileno=int(each)) for each in sys.argv[1:])
     for each in (control, *others):
         each.set_inheritable(False)

@@ -49,7 +49,6 @@ class Trampoline:
         """Become the daemon, or tell why not and end."""
         try:
             self._outlive_nobody()
-            confine.no_dumps()
             if self._policy["level"] == "namespaces":
                 self._jump_inside()
             else:
