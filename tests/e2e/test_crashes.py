@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ollama_adapter import Config, DaemonConfig, DaemonMode, OllamaAdapter
+from ollama_adapter import Config, DaemonConfig, DaemonMode, OllamaAdapter, TokenStream
 from ollama_adapter.config import Sandbox
-from ollama_adapter.errors import AdapterError
+from ollama_adapter.errors import AdapterError, StreamInterrupted
 from tests import family
 from tests.canary import (
     ENDLESS,
@@ -54,6 +54,17 @@ def dumps_allowed() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
+async def in_the_middle_of_an_answer(adapter: OllamaAdapter) -> TokenStream:
+    """Asked again where the request has met the last of the one that crashed before."""
+    while True:
+        stream = adapter.generate_stream("tinydoc", PROMPT, format=ENDLESS, num_predict=50_000)
+        try:
+            await anext(stream)
+            return stream
+        except StreamInterrupted as error:
+            assert error.tokens == 0
+
+
 def assert_that_it_cannot_dump(process: psutil.Process) -> None:
     limits = Path(f"/proc/{process.pid}/limits").read_text()
     (line,) = (each for each in limits.splitlines() if each.startswith("Max core file size"))
@@ -84,8 +95,7 @@ async def test_whoever_crashes_in_the_middle_of_an_answer_leaves_no_trace_of_it(
     searched = 0
     async with OllamaAdapter(Config(daemon=settings)) as adapter:
         for role, fault in crashes:
-            stream = adapter.generate_stream("tinydoc", PROMPT, format=ENDLESS, num_predict=50_000)
-            await anext(stream)
+            stream = await in_the_middle_of_an_answer(adapter)
             processes = family.family_of(psutil.Process())
             assert len(processes) >= 3
             for each in processes:
