@@ -558,7 +558,7 @@ def run(argv: list[str]) -> None:
     child = os.fork()
     if child == 0:
         try:
-            os.execv(argv[0], argv)  # noqa: S606 - an attack
+            os.execv(argv[0], argv)
         except OSError as error:
             os._exit(error.errno or 1)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,27 +1,54 @@
-"""Where the yard is built, and by whom: as root, and as an ordinary user whom nobody knows."""
+"""Who tries what, and where: as root, as an ordinary user whom nobody knows, in a yard, on a stage."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ollama_adapter
+from ollama_adapter.system.jail.levels import TRAMPOLINE, Facts
 
 HERE = Path(__file__).parent
 SOURCE = Path(ollama_adapter.__file__).parent
+STAGE = HERE / "stage.py"
+OURS = [str(HERE.parents[2]), str(SOURCE.parent), sys.prefix, sys.base_prefix]
+"""What a program of the tests needs: the tests, the package, its Python and that one's own."""
 STRANGER_UID = 61_998
 WATCHDOG_S = 90.0
 
 ROOT = os.geteuid() == 0
-USERS = ("root", "ordinary") if ROOT else ("ordinary",)
+
+
+def staged(argv: Sequence[str], user: str, **wanted: Any) -> list[str]:
+    """The command that runs `argv` as that user, who can reach our Python; see stage.py."""
+    wanted = {"argv": list(argv), **wanted}
+    if ROOT:
+        wanted["open"] = OURS
+    if ROOT and user == "ordinary":
+        wanted["uid"] = STRANGER_UID
+    return [sys.executable, "-I", "-S", str(STAGE), json.dumps(wanted)]
+
+
+def why_not(user: str, **wanted: Any) -> str:
+    """Why nothing can be staged for that user here; "" where it can."""
+    if user == "root" and not ROOT:
+        return "we are not root"
+    command = staged([sys.executable, "-c", "import ollama_adapter"], user, **wanted)
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+
+
+USERS = tuple(each for each in ("root", "ordinary") if not why_not(each))
+"""As root: both, unless root has too few rights to make way for somebody else."""
 
 
 def identity(user: str) -> dict[str, Any]:
@@ -29,6 +56,14 @@ def identity(user: str) -> dict[str, Any]:
     if user == "root" or not ROOT:
         return {}
     return {"user": STRANGER_UID, "group": STRANGER_UID, "extra_groups": []}
+
+
+@functools.cache
+def facts_of(user: str, *, refuse: bool = False) -> Facts:
+    """What holds for that user, as our own probe reports it."""
+    argv = [sys.executable, "-I", "-S", str(TRAMPOLINE), "probe"]
+    done = subprocess.run(staged(argv, user, refuse=refuse), capture_output=True, check=True)
+    return Facts(**json.loads(done.stdout))
 
 
 def interpreter() -> str | None:

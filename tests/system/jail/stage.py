@@ -1,0 +1,109 @@
+"""Sets the stage for a program of the tests, then becomes it; run as a script by any Python.
+
+argv[1] is JSON: "argv", and what is wanted of
+"open": paths that everybody shall be able to reach, whatever lies above them (ours may lie in a home),
+"hide": [path, place]: the path is also there, below a directory that only root can enter,
+"refuse": user and network namespaces are switched off by policy, as an administrator does it,
+"uid": the user to become.
+All of it is in a mount or user namespace of this process: the machine stays as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+
+NEWNS, NEWUSER = 0x20000, 0x10000000
+BIND, REC, PRIVATE = 1 << 12, 1 << 14, 1 << 18
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int) -> None:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def mount(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:
+    arguments = [os.fsencode(each) for each in (source, target, kind)]
+    check(libc.mount(*arguments, ctypes.c_ulong(flags), os.fsencode(data)))
+
+
+def own_mounts() -> None:
+    check(libc.unshare(NEWNS))
+    mount("none", "/", flags=REC | PRIVATE)
+
+
+def open_the_way(paths: list[str]) -> None:
+    """In place of a closed directory stands an empty one, with nothing in it but the paths."""
+    closed: dict[str, list[tuple[str, int]]] = {}
+    for path in dict.fromkeys(map(os.path.realpath, paths)):
+        above = [path[:i] for i, letter in enumerate(path) if letter == "/" and i]
+        shut = next((each for each in above if not os.stat(each).st_mode & 0o001), None)
+        if shut:
+            closed.setdefault(shut, []).append((path, os.open(path, os.O_PATH)))
+    for directory, beneath in closed.items():
+        mount("tmpfs", directory, "tmpfs", data="mode=0755")
+        for path, fd in sorted(beneath):
+            os.makedirs(path, exist_ok=True)
+            mount(f"/proc/self/fd/{fd}", path, flags=BIND | REC)
+            os.close(fd)
+
+
+def hide(path: str, place: str) -> None:
+    os.makedirs(place, mode=0o700)
+    os.chmod(os.path.dirname(place), 0o700)
+    mount(path, place, flags=BIND | REC)
+
+
+def refuse_namespaces() -> None:
+    """In a user namespace of our own, whose limits bind all that comes after us."""
+    uid, gid = os.geteuid(), os.getegid()
+    entered, entering = os.pipe()
+    mapper = os.fork()
+    if mapper == 0:  # only from outside can root map more users than itself
+        os.close(entering)
+        os.read(entered, 1)
+        write_maps(os.getppid(), uid, gid)
+        os._exit(0)
+    check(libc.unshare(NEWUSER))
+    os.close(entering)
+    _, status = os.waitpid(mapper, 0)
+    if status:
+        raise OSError(1, "the users could not be mapped")
+    for name in ("user", "net", "pid", "mnt", "ipc"):
+        with open(f"/proc/sys/user/max_{name}_namespaces", "w") as file:
+            file.write("0")
+
+
+def write_maps(pid: int, uid: int, gid: int) -> None:
+    own = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    everybody = {"uid_map": "0 0 65536", "gid_map": "0 0 65536"}
+    for name, text in (own if uid else everybody).items():
+        with open(f"/proc/{pid}/{name}", "w") as file:
+            file.write(text)
+
+
+def become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def main() -> None:
+    wanted = json.loads(sys.argv[1])
+    if "open" in wanted or "hide" in wanted:
+        own_mounts()
+    open_the_way(wanted.get("open", []))
+    if "hide" in wanted:
+        hide(*wanted["hide"])
+    if wanted.get("refuse"):
+        refuse_namespaces()
+    if wanted.get("uid"):
+        become(wanted["uid"])
+    os.execv(wanted["argv"][0], wanted["argv"])
+
+
+if __name__ == "__main__":
+    main()
