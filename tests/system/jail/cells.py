@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,9 +23,25 @@ from ollama_adapter.system.jail.paths import JAIL_UID
 from ollama_adapter.system.jail.policy import Level, Policy
 from ollama_adapter.system.process import Child, spawn
 from ollama_adapter.system.scope import TaskScope
-from tests.system.jail.grounds import ROOT, interpreter
+from tests.system.jail.grounds import ROOT
 
 WATCHDOG_S = 60.0
+
+
+def interpreter() -> str | None:
+    """A Python that the daemon's user can run: root's may lie in root's home. See test_elsewhere.py."""
+    identity: dict[str, Any] = {"user": JAIL_UID, "group": JAIL_UID, "extra_groups": []}
+    command = ["-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    for each in (sys.executable, "/usr/bin/python3"):
+        with contextlib.suppress(OSError):
+            done = subprocess.run(
+                [each, *command], cwd="/", check=False, **(identity if ROOT else {})
+            )
+            if done.returncode == 0:
+                return each
+    return None
+
+
 PYTHON = interpreter() or sys.executable
 
 SERVER = """

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import ollama_adapter
-from ollama_adapter.system.jail.levels import TRAMPOLINE, Facts
+from ollama_adapter.errors import NotSandboxed
+from ollama_adapter.system.jail.levels import TRAMPOLINE, Facts, decide
+from ollama_adapter.system.jail.policy import Level
 
 HERE = Path(__file__).parent
 SOURCE = Path(ollama_adapter.__file__).parent
@@ -30,32 +32,20 @@ ROOT = os.geteuid() == 0
 
 def staged(argv: Sequence[str], user: str, **wanted: Any) -> list[str]:
     """The command that runs `argv` as that user, who can reach our Python; see stage.py."""
-    wanted = {"argv": list(argv), **wanted}
-    if ROOT:
-        wanted["open"] = OURS
+    wanted = {"argv": list(argv), "open": OURS if ROOT else [], **wanted}
     if ROOT and user == "ordinary":
         wanted["uid"] = STRANGER_UID
     return [sys.executable, "-I", "-S", str(STAGE), json.dumps(wanted)]
 
 
-def why_not(user: str, **wanted: Any) -> str:
-    """Why nothing can be staged for that user here; "" where it can."""
-    if user == "root" and not ROOT:
-        return "we are not root"
-    command = staged([sys.executable, "-c", "import ollama_adapter"], user, **wanted)
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
-    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+def can_be(user: str) -> bool:
+    """Whether we can run our Python as that user."""
+    command = staged([sys.executable, "-I", "-S", "-c", ""], user)
+    return subprocess.run(command, stderr=subprocess.DEVNULL, cwd="/", check=False).returncode == 0
 
 
-USERS = tuple(each for each in ("root", "ordinary") if not why_not(each))
-"""As root: both, unless root has too few rights to make way for somebody else."""
-
-
-def identity(user: str) -> dict[str, Any]:
-    """How to start a process as that user."""
-    if user == "root" or not ROOT:
-        return {}
-    return {"user": STRANGER_UID, "group": STRANGER_UID, "extra_groups": []}
+USERS = tuple(each for each in (("root", "ordinary") if ROOT else ("ordinary",)) if can_be(each))
+"""Where Python lies in root's home and root may not make a way there for others, root is the only one."""
 
 
 @functools.cache
@@ -66,17 +56,16 @@ def facts_of(user: str, *, refuse: bool = False) -> Facts:
     return Facts(**json.loads(done.stdout))
 
 
-def interpreter() -> str | None:
-    """A Python that a user without rights can run: ours may lie in somebody's home."""
-    for each in (sys.executable, "/usr/bin/python3"):
-        with contextlib.suppress(OSError):
-            command = [each, "-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-            if (
-                subprocess.run(command, **identity("ordinary"), cwd="/", check=False).returncode
-                == 0
-            ):
-                return each
-    return None
+def lacking(user: str, level: Level, *, refuse: bool = False) -> str:
+    """Why that user cannot have this very level here; "" where it can be had."""
+    if level is Level.NONE:
+        return ""
+    without = tuple(each for each in Level if each not in (level, Level.NONE))
+    try:
+        found = decide(facts_of(user, refuse=refuse), "partial", without=without)
+    except NotSandboxed as error:
+        return str(error)
+    return "" if found.level is level else "; ".join(found.reasons)
 
 
 @contextlib.contextmanager
@@ -98,13 +87,12 @@ def yard_directory() -> Iterator[Path]:
         yield base
 
 
-def run_yard(user: str, *what: str) -> dict[str, Any]:
+def run_yard(user: str, *what: str, refuse: bool = False) -> dict[str, Any]:
     """What became of the attacks, by level."""
     with yard_directory() as base:
-        command = [interpreter() or sys.executable, "-B", str(base / "yard.py"), str(base), *what]
+        argv = [sys.executable, "-B", str(base / "yard.py"), str(base), *what]
         done = subprocess.run(
-            command,
-            **identity(user),
+            staged(argv, user, refuse=refuse),
             cwd="/",
             env={"PATH": "/usr/bin:/bin"},
             stdin=subprocess.DEVNULL,

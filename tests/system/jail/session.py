@@ -1,95 +1,27 @@
-"""A whole session of our own daemon in a network whose only way out is us; run as a script.
+"""A whole session of our own daemon at each level, in a network that records; run as a script.
 
-The default route of the network leads to a TUN device: every packet that would leave the machine is read
-here instead. argv: the levels to try. Prints as JSON how many packets came, by level, and of the control.
+argv: the levels to try. Prints as JSON what the daemon answered and how many packets were sent, by level, and
+the same of a control.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import fcntl
 import json
 import os
-import select
-import socket
-import struct
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from ollama_adapter.errors import NotSandboxed, TransportError
 from ollama_adapter.system import settings
 from ollama_adapter.system.http import Dial, encode_request, fetch, find_free_port, open_exchange
-from ollama_adapter.system.jail import namespaces
-from ollama_adapter.system.jail.linux import syscall
 from ollama_adapter.system.jail.paths import daemon_policy
 from ollama_adapter.system.jail.policy import Level
 from ollama_adapter.system.process import spawn
 from ollama_adapter.system.scope import TaskScope
-
-NEWUSER, NEWNET = 0x10000000, 0x40000000
-TUN, NO_HEADER, SET_INTERFACE = 0x1, 0x1000, 0x400454CA
-SET_ADDRESS, SET_FLAGS, ADD_ROUTE = 0x8916, 0x8914, 0x890B
-UP = 0x1
-NAME = b"recorder"
-
-
-def network() -> int:
-    """A network of our own; the descriptor from which what leaves it is read."""
-    uid, gid = os.getuid(), os.getgid()
-    syscall("unshare", NEWNET if uid == 0 else NEWNET | NEWUSER)
-    if uid:
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{uid} {uid} 1"),
-            ("gid_map", f"{gid} {gid} 1"),
-        ):
-            Path("/proc/self", name).write_text(text)
-    namespaces.raise_loopback()
-    tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.ioctl(tun, SET_INTERFACE, struct.pack("16sH22x", NAME, TUN | NO_HEADER))
-    Path("/proc/sys/net/ipv6/conf", NAME.decode(), "disable_ipv6").write_text("1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, SET_ADDRESS, struct.pack("16s16s8x", NAME, address("198.51.100.1")))
-        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sh22x", NAME, UP))
-        add_default_route(any_socket)
-    return tun
-
-
-def address(host: str) -> bytes:
-    return struct.pack("=H2x4s8x", socket.AF_INET, socket.inet_aton(host))
-
-
-def add_default_route(any_socket: socket.socket) -> None:
-    """struct rtentry, with a pointer to the name of the device."""
-    name = ctypes.create_string_buffer(NAME)
-    anywhere = address("0.0.0.0")
-    entry = struct.pack(
-        "@L16s16s16sHhLPhPLLH",
-        *(0, anywhere, anywhere, anywhere, UP, 0, 0, 0, 0, ctypes.addressof(name), 0, 0, 0),
-    )
-    fcntl.ioctl(any_socket, ADD_ROUTE, entry)
-
-
-def packets(tun: int) -> int:
-    """How many have come since we last asked."""
-    count = 0
-    while select.select([tun], [], [], 0.05)[0]:
-        os.read(tun, 65536)
-        count += 1
-    return count
-
-
-def control(tun: int) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.sendto(b"prompt", ("192.0.2.7", 53))
-    with socket.socket() as sock:
-        sock.setblocking(False)
-        sock.connect_ex(("192.0.2.7", 443))
-    return packets(tun)
+from tests.system.jail.recorder import Recorder, enter_network, send_away
 
 
 async def session(level: Level) -> str:
@@ -142,15 +74,17 @@ async def exchanges(dial: Dial) -> str:
 
 def main() -> None:
     try:
-        tun = network()
+        enter_network()
+        recorder = Recorder()
     except OSError as error:
         json.dump({"walls": str(error)}, sys.stdout)
         return
-    report: dict[str, Any] = {"walls": "", "control": control(tun)}
+    report: dict[str, Any] = {"walls": "", "sent": send_away(), "control": recorder.counts()[0]}
     for level in sys.argv[1:]:
         said = asyncio.run(session(Level(level)))
-        report[level] = {"said": said, "packets": packets(tun)}
-    json.dump(report, sys.stdout)
+        away, near = recorder.counts()
+        report[level] = {"said": said, "away": away, "near": near}
+    json.dump(report | {"lost": recorder.lost()}, sys.stdout)
 
 
 if __name__ == "__main__":

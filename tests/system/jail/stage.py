@@ -37,23 +37,30 @@ def own_mounts() -> None:
 
 def open_the_way(paths: list[str]) -> None:
     """In place of a closed directory stands an empty one, with nothing in it but the paths."""
-    closed: dict[str, list[tuple[str, int]]] = {}
-    for path in dict.fromkeys(map(os.path.realpath, paths)):
-        above = [path[:i] for i, letter in enumerate(path) if letter == "/" and i]
-        shut = next((each for each in above if not os.stat(each).st_mode & 0o001), None)
-        if shut:
-            closed.setdefault(shut, []).append((path, os.open(path, os.O_PATH)))
-    for directory, beneath in closed.items():
+    real = sorted(set(map(os.path.realpath, paths)))
+    shut = {path: directory for path in real if (directory := closed_above(path))}
+    if not shut:
+        return
+    own_mounts()
+    fds = {path: os.open(path, os.O_PATH) for path in shut}
+    for directory in set(shut.values()):
         mount("tmpfs", directory, "tmpfs", data="mode=0755")
-        for path, fd in sorted(beneath):
-            os.makedirs(path, exist_ok=True)
-            mount(f"/proc/self/fd/{fd}", path, flags=BIND | REC)
-            os.close(fd)
+    for path, fd in fds.items():
+        os.makedirs(path, exist_ok=True)
+        mount(f"/proc/self/fd/{fd}", path, flags=BIND | REC)
+        os.close(fd)
+
+
+def closed_above(path: str) -> str:
+    """The first directory on the way that is not for everybody; "" where there is none."""
+    above = [path[:i] for i, letter in enumerate(path) if letter == "/" and i]
+    return next((each for each in above if not os.stat(each).st_mode & 0o001), "")
 
 
 def hide(path: str, place: str) -> None:
     os.makedirs(place, mode=0o700)
     os.chmod(os.path.dirname(place), 0o700)
+    own_mounts()
     mount(path, place, flags=BIND | REC)
 
 
@@ -93,8 +100,6 @@ def become(uid: int) -> None:
 
 def main() -> None:
     wanted = json.loads(sys.argv[1])
-    if "open" in wanted or "hide" in wanted:
-        own_mounts()
     open_the_way(wanted.get("open", []))
     if "hide" in wanted:
         hide(*wanted["hide"])

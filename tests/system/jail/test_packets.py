@@ -6,33 +6,84 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import ollama_adapter
+from ollama_adapter.system.jail.policy import Level
+from tests.system.jail.grounds import HERE, OURS, USERS, facts_of, lacking, staged
 
-SOURCE = str(Path(ollama_adapter.__file__).parents[1])
-SCRIPT = Path(__file__).with_name("session.py")
-LEVELS = ("none", "partial", "guard", "namespaces")
+LEVELS = (Level.NONE, Level.PARTIAL, Level.GUARD, Level.NAMESPACES)
+WATCHDOG_S = 100
+SENT = "packets away from the machine in a session"
 
 
-def test_no_packet_leaves_during_a_session() -> None:
-    pytest.importorskip("xllamacpp")
+def run_session(user: str, python: str = sys.executable, **wanted: Any) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *LEVELS],
-        env=os.environ | {"PYTHONPATH": SOURCE},
+        staged([python, str(HERE / "session.py"), *LEVELS], user, **wanted),
+        cwd="/",
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.pathsep.join(OURS[:2]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         capture_output=True,
-        timeout=90,
+        timeout=WATCHDOG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
-    report = json.loads(done.stdout)
+    report: dict[str, Any] = json.loads(done.stdout)
     if report["walls"]:
-        pytest.skip(f"no network with a recorder can be made here: {report['walls']}")
-    assert report["control"] >= 2, "the recorder is deaf"
-    answered = [each for each in LEVELS if not report[each]["said"].startswith("refused")]
-    assert "none" in answered
-    for level in answered:
-        assert report[level]["said"].startswith("200 "), report[level]
-        assert report[level]["packets"] == 0, report[level]
+        assert facts_of(user).namespaces, f"no network of its own: {report['walls']}"
+        return {}
+    assert report["control"] >= report["sent"] > 0, "the recorder is deaf"
+    assert report["lost"] == 0
+    return report
+
+
+def assert_quiet(told: dict[str, Any], level: Level) -> None:
+    assert told["said"].startswith("200 "), told
+    assert told["away"] == 0, told
+    # what is said over our own loopback is seen: the recorder listens while the session goes on
+    assert (told["near"] > 0) is (level is not Level.NAMESPACES), told
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_no_packet_leaves_during_a_session(user: str, measured: Callable[..., None]) -> None:
+    report = run_session(user)
+    for level in LEVELS if report else ():
+        told = report[level]
+        if lack := lacking(user, level):
+            assert told["said"].startswith("refused: "), (lack, told)
+            assert told["away"] == 0
+            continue
+        assert_quiet(told, level)
+        measured(f"{SENT}, {level}, as {user}", told["away"], "= 0", "packets")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="home-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name, "closed")
+
+
+@pytest.mark.parametrize("user", [each for each in USERS if each == "root"])
+def test_the_same_where_python_lies_in_a_home_that_the_daemons_user_cannot_enter(
+    user: str, home: Path, measured: Callable[..., None]
+) -> None:
+    """In namespaces nobody walks there; elsewhere it is refused, with the path."""
+    python = home / "env" / Path(sys.executable).relative_to(sys.prefix)
+    report = run_session(user, str(python), hide=[sys.prefix, str(home / "env")], open=[])
+    for level in LEVELS if report else ():
+        told = report[level]
+        if level in (Level.GUARD, Level.PARTIAL):
+            assert told["said"].startswith("refused: "), told
+            assert "Permission denied" in told["said"], told
+            assert told["away"] == 0
+        elif not lacking(user, level):
+            assert_quiet(told, level)
+            measured(f"{SENT}, {level}, Python in a closed home", told["away"], "= 0", "packets")

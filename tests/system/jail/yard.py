@@ -77,10 +77,6 @@ def _configure(any_socket: socket.socket, name: bytes, address: str) -> None:
     fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh22x", name, 1))
 
 
-def refuse_user_namespaces() -> None:
-    Path("/proc/sys/user/max_user_namespaces").write_text("0")
-
-
 # --- who is there to be talked to
 
 
@@ -309,9 +305,7 @@ def main() -> None:
     if report["walls"]:  # then what is outside is on the loopback, too: no packet leaves
         OUTSIDE, OUTSIDE6 = "127.0.0.9", "::1"
     for what in sys.argv[2:]:
-        if what == "no-user-namespaces":
-            refuse_user_namespaces()
-        elif what == "probe":
+        if what == "probe":
             command = [sys.executable, "-I", "-S", str(KEEPER.with_name("trampoline.py")), what]
             report[what] = json.loads(
                 subprocess.run(command, capture_output=True, check=True).stdout
