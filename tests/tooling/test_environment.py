@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from tools import environment
 
 AS_ROOT = os.geteuid() == 0
+STRANGER = 12345
 PYPROJECT = """
 [project]
 name = "x"
@@ -66,24 +70,46 @@ def test_venv_names_another_place(checkout: Path) -> None:
     assert environment.locate(checkout, {"VENV": ""}) == checkout / ".venv"
 
 
-@pytest.mark.skipif(AS_ROOT, reason="root can write everywhere")
-@pytest.mark.parametrize("unwritable", [".", ".venv"])
-def test_otherwise_it_lies_in_the_users_cache(checkout: Path, unwritable: str) -> None:
-    (checkout / unwritable).mkdir(exist_ok=True)
-    (checkout / unwritable).chmod(0o555)
+@contextlib.contextmanager
+def an_ordinary_user(directory: Path) -> Iterator[None]:
+    """Root can write everywhere: for a while we are somebody else, whose directory it is."""
+    if not AS_ROOT:
+        yield
+        return
+    for each in (directory, *directory.rglob("*")):
+        os.chown(each, STRANGER, STRANGER)
+    os.setresuid(STRANGER, STRANGER, 0)
     try:
-        place = environment.locate(checkout, {"HOME": "/home/me"})
-        assert place.parent == Path("/home/me/.cache/ollama-adapter")
-        place = environment.locate(checkout, {"HOME": "/home/me", "XDG_CACHE_HOME": "/cache"})
-        assert place.parent == Path("/cache/ollama-adapter")
+        yield
     finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.mark.parametrize("unwritable", ["", ".", ".venv"])
+def test_otherwise_it_lies_in_the_users_cache(unwritable: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # where everybody may go
+        Path(name).chmod(0o755)
+        checkout = Path(name, "checkout")
+        (checkout / ".venv").mkdir(parents=True)
+        if unwritable == ".":
+            (checkout / ".venv").rmdir()
+        if unwritable:
+            (checkout / unwritable).chmod(0o555)
+        with an_ordinary_user(checkout):
+            place = environment.locate(checkout, {"HOME": "/home/me"})
+            other = environment.locate(checkout, {"HOME": "/home/me", "XDG_CACHE_HOME": "/cache"})
         (checkout / unwritable).chmod(0o755)
+    if unwritable:
+        assert place.parent == Path("/home/me/.cache/ollama-adapter")
+        assert other.parent == Path("/cache/ollama-adapter")
+    else:
+        assert place == other == checkout / ".venv"
 
 
 def test_the_environment_of_another_user_is_left_alone(checkout: Path) -> None:
     if AS_ROOT:
         (checkout / ".venv").mkdir()
-        os.chown(checkout / ".venv", 12345, 12345)
+        os.chown(checkout / ".venv", STRANGER, STRANGER)
     else:
         (checkout / ".venv").symlink_to("/etc")  # root's
     place = environment.locate(checkout, {"HOME": "/home/me"})

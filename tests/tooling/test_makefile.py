@@ -13,8 +13,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHOW = "#!{python} -I\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
 
-pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-
 
 def make(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}

@@ -46,7 +46,6 @@ async def ready(child: Child) -> None:
 
 @pytest.mark.parametrize("level", [Level.NAMESPACES, Level.GUARD, Level.PARTIAL])
 async def test_the_embedded_daemon_answers_in_its_jail(level: Level, base: Path) -> None:
-    pytest.importorskip("xllamacpp")
     argv = settings.embedded_command()
     port = find_free_port()
     home, models = str(base / "home"), str(base / "models")

@@ -79,7 +79,6 @@ def test_partial_says_that_the_network_is_not_enforced() -> None:
     assert Level.NAMESPACES.words == "namespaces"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="there is nothing to probe elsewhere")
 def test_this_machine_is_asked_once() -> None:
     facts = levels.probe()
     assert levels.probe() is facts
