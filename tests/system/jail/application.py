@@ -56,14 +56,17 @@ async def come_to(moment: str, adapter: OllamaAdapter) -> None:
         pass
 
 
+def config_for(level: Level) -> Config:
+    """What is killed is not replaced: then whatever is left is left behind."""
+    sandbox = SANDBOXES.get(level, Sandbox.ENFORCED)
+    return Config(daemon=DaemonConfig(mode=DaemonMode.EMBEDDED, sandbox=sandbox, restart_tries=1))
+
+
 async def main() -> None:
     level = Level(sys.argv[1])
     facts = without_what_is_better(levels.probe(), level)
     levels.probe = functools.cache(lambda: facts)
-    sandbox = SANDBOXES.get(level, Sandbox.ENFORCED)
-    # what is killed is not replaced: then whatever is left is left behind
-    daemon = DaemonConfig(mode=DaemonMode.EMBEDDED, sandbox=sandbox, restart_tries=1)
-    adapter = OllamaAdapter(Config(daemon=daemon))
+    adapter = OllamaAdapter(config_for(level))
     try:
         with contextlib.suppress(AdapterError):
             await come_to(sys.argv[2], adapter)

@@ -68,6 +68,36 @@ def lacking(user: str, level: Level, *, refuse: bool = False) -> str:
     return "" if found.level is level else "; ".join(found.reasons)
 
 
+def environment_of(user: str, homes: Path) -> dict[str, str]:
+    """What a program on a stage is given: a home of its own, below `homes`, and where to import from."""
+    home = homes / user
+    home.mkdir(exist_ok=True)
+    if ROOT and user != "root":
+        os.chown(home, STRANGER_UID, STRANGER_UID)
+    return {
+        "HOME": str(home),
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": os.pathsep.join(OURS[:2]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OLLAMA_ADAPTER_DAEMON_MODE": "embedded",
+    }
+
+
+def run_staged(
+    argv: Sequence[str], user: str, homes: Path, **wanted: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run our Python with these arguments to its end, as that user; see `staged`."""
+    return subprocess.run(
+        staged([wanted.pop("python", sys.executable), *argv], user, **wanted),
+        env=environment_of(user, homes),
+        cwd=OURS[0],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @contextlib.contextmanager
 def yard_directory() -> Iterator[Path]:
     """A directory that everybody may enter, with the jail's own code in it."""

@@ -20,6 +20,7 @@ from ollama_adapter.system.jail.linux import syscall
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
 _SET_ADDRESS, _SET_FLAGS, _ADD_ROUTE = 0x8916, 0x8914, 0x890B
 _UP = 0x1
+_TENTATIVE = 0x40
 _ALL_PROTOCOLS = 0x0003
 _OUTGOING = 4
 _SOL_PACKET, _STATISTICS = 263, 6
@@ -47,6 +48,13 @@ def enter_network() -> None:
             fcntl.ioctl(any_socket, _SET_ADDRESS, struct.pack("=16sIi", own6, 128, 1))
             route = struct.pack("@16s16s16sIHHILIi", *(bytes(16),) * 3, 0, 0, 0, 1, 0, _UP, 1)
             fcntl.ioctl(any_socket, _ADD_ROUTE, route)
+        while _tentative():  # the kernel settles an address in its own time
+            pass
+
+
+def _tentative() -> bool:
+    lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    return any(int(line.split()[4], 16) & _TENTATIVE for line in lines)
 
 
 def _address(host: str) -> bytes:

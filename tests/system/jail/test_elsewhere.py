@@ -7,11 +7,7 @@ for others (see stage.py), and ask which level is reported there.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +15,10 @@ import pytest
 
 from ollama_adapter.errors import NotSandboxed
 from ollama_adapter.system.jail.levels import Decision, decide
-from tests.system.jail.grounds import HERE, OURS, ROOT, STRANGER_UID, USERS, facts_of, staged
+from tests.system.jail.grounds import HERE, USERS, facts_of, run_staged
 
 AGAIN = ("test_spawn.py", "test_embedded.py", "test_proof.py", "test_seal.py", "test_dumps.py")
 STAGES = [(user, refuse) for user in USERS for refuse in (False, True)]
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="home-") as name:
-        Path(name).chmod(0o1777)
-        yield Path(name)
-
-
-def run(
-    command: list[str], user: str, refuse: bool, home: Path
-) -> subprocess.CompletedProcess[str]:
-    own = home / user
-    own.mkdir()
-    if ROOT and user != "root":
-        os.chown(own, STRANGER_UID, STRANGER_UID)
-    environment = {
-        "HOME": str(own),
-        "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": os.pathsep.join(OURS[:2]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OLLAMA_ADAPTER_DAEMON_MODE": "embedded",
-    }
-    return subprocess.run(
-        staged([sys.executable, *command], user, refuse=refuse),
-        env=environment,
-        cwd=OURS[0],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def decision_for(user: str, refuse: bool) -> Decision:
@@ -66,13 +31,13 @@ def decision_for(user: str, refuse: bool) -> Decision:
 
 @pytest.mark.parametrize(("user", "refuse"), STAGES)
 def test_the_level_that_holds_is_the_one_that_is_reported(
-    user: str, refuse: bool, home: Path
+    user: str, refuse: bool, homes: Path
 ) -> None:
     expected = decision_for(user, refuse)
     if refuse:
         assert expected.level == "guard"
         assert "namespaces: unshare: No space left on device" in expected.reasons
-    done = run(["-m", "ollama_adapter", "doctor", "--json"], user, refuse, home)
+    done = run_staged(["-m", "ollama_adapter", "doctor", "--json"], user, homes, refuse=refuse)
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert (found["level"], found["reasons"]) == (expected.level, list(expected.reasons))
@@ -83,11 +48,11 @@ def test_the_level_that_holds_is_the_one_that_is_reported(
 @pytest.mark.soak
 @pytest.mark.parametrize(("user", "refuse"), STAGES)
 def test_the_tests_of_this_directory_pass_there_and_leave_nothing_out(
-    user: str, refuse: bool, home: Path, measured: Callable[..., None]
+    user: str, refuse: bool, homes: Path, measured: Callable[..., None]
 ) -> None:
     paths = [str(HERE / each) for each in AGAIN]
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
-    done = run(command, user, refuse, home)
+    done = run_staged(command, user, homes, refuse=refuse)
     last = done.stdout.strip().rpartition("\n")[2]
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
     assert "skipped" not in last

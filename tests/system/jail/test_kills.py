@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.policy import Level
 from tests import family
 from tests.system.jail.application import MOMENTS, SANDBOXES, without_what_is_better
-from tests.system.jail.grounds import HERE, OURS, ROOT, STRANGER_UID, USERS, facts_of, staged
+from tests.system.jail.grounds import HERE, USERS, environment_of, facts_of, staged
 from tests.system.jail.warden import Warden, doors_of, in_session, listening, watching
 
 GOAL_S = 0.5
@@ -49,30 +47,13 @@ class Kill:
     user: str
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="kill-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
 @contextlib.contextmanager
-def application(kill: Kill, home: Path) -> Iterator[subprocess.Popen[str]]:
-    place = home / kill.user
-    place.mkdir(exist_ok=True)
-    if ROOT and kill.user != "root":
-        os.chown(place, STRANGER_UID, STRANGER_UID)
+def application(kill: Kill, homes: Path) -> Iterator[subprocess.Popen[str]]:
     stay = "generating" if (kill.role, kill.moment) == ("runner", "starting") else kill.moment
     argv = [sys.executable, str(HERE / "application.py"), kill.level, stay]
-    environment = {
-        "HOME": str(place),
-        "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": os.pathsep.join(OURS[:2]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
     with subprocess.Popen(
         staged(argv, kill.user),
-        env=environment,
+        env=environment_of(kill.user, homes),
         cwd="/",
         text=True,
         stdin=subprocess.PIPE,
@@ -126,8 +107,8 @@ def until_gone(left: Callable[[], set[psutil.Process]], doors: set[str], kill: K
     return time.monotonic() - start
 
 
-def carry_out(kill: Kill, warden: Warden, home: Path, chance: random.Random) -> float:
-    with application(kill, home) as started:
+def carry_out(kill: Kill, warden: Warden, homes: Path, chance: random.Random) -> float:
+    with application(kill, homes) as started:
         process = psutil.Process(started.pid)
         late = (kill.role, kill.moment) == ("runner", "starting")
         come_to("loading" if late else kill.moment, started, kill)
@@ -157,7 +138,7 @@ def carry_out(kill: Kill, warden: Warden, home: Path, chance: random.Random) -> 
 def test_whoever_is_killed_whenever_nobody_is_left(
     role: str,
     level: Level,
-    home: Path,
+    homes: Path,
     scaled: Callable[[int], int],
     measured: Callable[..., None],
 ) -> None:
@@ -167,9 +148,9 @@ def test_whoever_is_killed_whenever_nobody_is_left(
         for _ in range(scaled(100)):
             kill = Kill(role, chance.choice(MOMENTS), level, chance.choice(USERS))
             if level_of(kill) != level.words:
-                with application(kill, home) as started:
+                with application(kill, homes) as started:
                     come_to("sandbox", started, kill)
                 continue
-            times.append(carry_out(kill, warden, home, chance))
+            times.append(carry_out(kill, warden, homes, chance))
     if times:
         measured(f"kill -9 of the {role} to nobody left, {level}", times, f"≤ {GOAL_S}", "s")

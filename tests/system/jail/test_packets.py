@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ollama_adapter.system.jail.policy import Level
-from tests.system.jail.grounds import HERE, OURS, USERS, facts_of, lacking, staged
+from tests.system.jail.grounds import HERE, USERS, facts_of, lacking, run_staged
 
 LEVELS = (Level.NONE, Level.PARTIAL, Level.GUARD, Level.NAMESPACES)
-WATCHDOG_S = 100
 SENT = "packets away from the machine in a session"
 
 
-def run_session(user: str, python: str = sys.executable, **wanted: Any) -> dict[str, Any]:
-    done = subprocess.run(
-        staged([python, str(HERE / "session.py"), *LEVELS], user, **wanted),
-        cwd="/",
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": os.pathsep.join(OURS[:2]),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        },
-        capture_output=True,
-        timeout=WATCHDOG_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+def run_session(user: str, homes: Path, **wanted: Any) -> dict[str, Any]:
+    done = run_staged([str(HERE / "session.py"), *LEVELS], user, homes, **wanted)
+    assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     if report["walls"]:
         assert facts_of(user).namespaces, f"no network of its own: {report['walls']}"
@@ -52,8 +37,10 @@ def assert_quiet(told: dict[str, Any], level: Level) -> None:
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_no_packet_leaves_during_a_session(user: str, measured: Callable[..., None]) -> None:
-    report = run_session(user)
+def test_no_packet_leaves_during_a_session(
+    user: str, homes: Path, measured: Callable[..., None]
+) -> None:
+    report = run_session(user, homes)
     for level in LEVELS if report else ():
         told = report[level]
         if lack := lacking(user, level):
@@ -64,20 +51,14 @@ def test_no_packet_leaves_during_a_session(user: str, measured: Callable[..., No
         measured(f"{SENT}, {level}, as {user}", told["away"], "= 0", "packets")
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="home-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name, "closed")
-
-
 @pytest.mark.parametrize("user", [each for each in USERS if each == "root"])
 def test_the_same_where_python_lies_in_a_home_that_the_daemons_user_cannot_enter(
-    user: str, home: Path, measured: Callable[..., None]
+    user: str, homes: Path, measured: Callable[..., None]
 ) -> None:
     """In namespaces nobody walks there; elsewhere it is refused, with the path."""
-    python = home / "env" / Path(sys.executable).relative_to(sys.prefix)
-    report = run_session(user, str(python), hide=[sys.prefix, str(home / "env")], open=[])
+    env = homes / "closed" / "env"
+    python = str(env / Path(sys.executable).relative_to(sys.prefix))
+    report = run_session(user, homes, python=python, hide=[sys.prefix, str(env)], open=[])
     for level in LEVELS if report else ():
         told = report[level]
         if level in (Level.GUARD, Level.PARTIAL):
