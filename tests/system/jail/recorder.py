@@ -12,9 +12,9 @@ import os
 import select
 import socket
 import struct
-import threading
 from pathlib import Path
 
+from ollama_adapter.system.jail import bpf
 from ollama_adapter.system.jail.linux import syscall
 
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
@@ -23,6 +23,9 @@ _UP = 0x1
 _TENTATIVE = 0x40
 _ALL_PROTOCOLS = 0x0003
 _OUTGOING = 4
+_ATTACH_FILTER = 26
+_KIND, _PROTOCOL = 0xFFFFF004, 0xFFFFF000  # of a packet, as a filter loads them
+_WHOLE = 0xFFFF
 _SOL_PACKET, _STATISTICS = 263, 6
 _IPV4, _IPV6 = 0x0800, 0x86DD
 OURS, OURS6 = "198.51.100.1", "2001:db8::1"
@@ -72,54 +75,52 @@ def _add_default_route(any_socket: socket.socket) -> None:
     fcntl.ioctl(any_socket, _ADD_ROUTE, entry)
 
 
+def _away() -> bpf.Program:
+    """What the recorder hears: what goes out, to anywhere but the loopback's own addresses."""
+    here = [bpf.decide(0)]
+    heard = [bpf.decide(_WHOLE)]
+    to_127 = [bpf.load(16), bpf.mask(0xFF000000), *bpf.if_equal(127 << 24, here), *heard]
+    to_1 = [each for at in (24, 28, 32) for each in (bpf.load(at), *bpf.unless_one_of([0], heard))]
+    return [
+        bpf.load(_KIND),
+        *bpf.unless_one_of([_OUTGOING], here),  # on a loopback it comes in again
+        bpf.load(_PROTOCOL),
+        *bpf.if_equal(_IPV4, to_127),
+        *bpf.if_equal(_IPV6, [*to_1, bpf.load(36), *bpf.if_equal(1, here), *heard]),
+        *heard,
+    ]
+
+
 class Recorder:
-    """Counts the packets that are sent in the network of whoever makes it."""
+    """Hears the packets that are sent away in the network of whoever makes it."""
 
     def __init__(self) -> None:
-        kind = socket.SOCK_DGRAM
-        self._socket = socket.socket(socket.AF_PACKET, kind, socket.htons(_ALL_PROTOCOLS))
-        self.near = 0
-        """To the loopback's own addresses: what application and daemon say to each other."""
-        self.away = 0
-        """To anywhere else."""
-        self._asked, self._ask = os.pipe()
-        self._answered = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        code = ctypes.create_string_buffer(bpf.assemble(program := _away()))
+        packed = struct.pack("@HP", len(program), ctypes.addressof(code))
+        self._socket.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, packed)
+        self._socket.bind(("lo", _ALL_PROTOCOLS))
+        self._sent = _sent()
 
     def counts(self) -> tuple[int, int]:
-        """Packets `away` and `near` since it was last asked; all that were sent before are in it."""
-        self._answered.clear()
-        os.write(self._ask, b"?")
-        self._answered.wait()
-        counts = self.away, self.near
-        self.away = self.near = 0
-        return counts
+        """Packets that were sent away since it was last asked, and packets in all."""
+        away, before = 0, self._sent
+        while select.select([self._socket], [], [], 0)[0]:
+            self._socket.recv(65536)
+            away += 1
+        self._sent = _sent()
+        return away, self._sent - before
 
     def lost(self) -> int:
-        """Packets that came faster than they were read."""
+        """Packets that it had no room for."""
         told = self._socket.getsockopt(_SOL_PACKET, _STATISTICS, 8)
         return int(struct.unpack("=II", told)[1])
 
-    def _read(self) -> None:
-        while True:
-            waiting: list[socket.socket | int] = [self._socket, self._asked]
-            ready, _, _ = select.select(waiting, [], [])
-            if self._socket in ready:
-                self._count(*self._socket.recvfrom(65536))
-            else:  # nothing is left to be read
-                os.read(self._asked, 1)
-                self._answered.set()
 
-    def _count(self, packet: bytes, where: tuple[str, int, int, int, bytes]) -> None:
-        _, protocol, kind, *_ = where
-        if kind != _OUTGOING:  # what goes out comes in again: it is counted once
-            return
-        if (protocol == _IPV4 and packet[16] == 127) or (
-            protocol == _IPV6 and packet[24:40] == bytes(15) + b"\1"
-        ):
-            self.near += 1
-        else:
-            self.away += 1
+def _sent() -> int:
+    """How many packets this network's one interface has sent."""
+    (line,) = (each for each in Path("/proc/net/dev").read_text().splitlines() if "lo:" in each)
+    return int(line.partition(":")[2].split()[9])
 
 
 def send_away() -> int:

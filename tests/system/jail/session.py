@@ -82,8 +82,8 @@ def main() -> None:
     report: dict[str, Any] = {"walls": "", "sent": send_away(), "control": recorder.counts()[0]}
     for level in sys.argv[1:]:
         said = asyncio.run(session(Level(level)))
-        away, near = recorder.counts()
-        report[level] = {"said": said, "away": away, "near": near}
+        away, sent = recorder.counts()
+        report[level] = {"said": said, "away": away, "sent": sent}
     json.dump(report | {"lost": recorder.lost()}, sys.stdout)
 
 

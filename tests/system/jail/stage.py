@@ -2,7 +2,7 @@
 
 argv[1] is JSON: "argv", and what is wanted of
 "open": paths that everybody shall be able to reach, whatever lies above them (ours may lie in a home),
-"hide": [path, place]: the path is also there, below a directory that only root can enter,
+"hide": [path, place]: the path is also there, below a directory that only we can enter,
 "refuse": user and network namespaces are switched off by policy, as an administrator does it,
 "uid": the user to become.
 All of it is in a mount or user namespace of this process: the machine stays as it is.
@@ -58,9 +58,12 @@ def closed_above(path: str) -> str:
 
 
 def hide(path: str, place: str) -> None:
-    os.makedirs(place, mode=0o700)
-    os.chmod(os.path.dirname(place), 0o700)
+    os.mkdir(os.path.dirname(place), 0o700)
+    if os.geteuid():
+        os.symlink(path, place)
+        return
     own_mounts()
+    os.mkdir(place)
     mount(path, place, flags=BIND | REC)
 
 
@@ -71,14 +74,18 @@ def refuse_namespaces() -> None:
     mapper = os.fork()
     if mapper == 0:  # only from outside can root map more users than itself
         os.close(entering)
-        os.read(entered, 1)
-        write_maps(os.getppid(), uid, gid)
+        if os.read(entered, 1):
+            write_maps(os.getppid(), uid, gid)
         os._exit(0)
-    check(libc.unshare(NEWUSER))
+    refused = libc.unshare(NEWUSER) < 0  # then they are refused here anyway
+    if not refused:
+        os.write(entering, b"+")
     os.close(entering)
     _, status = os.waitpid(mapper, 0)
     if status:
         raise OSError(1, "the users could not be mapped")
+    if refused:
+        return
     for name in ("user", "net", "pid", "mnt", "ipc"):
         with open(f"/proc/sys/user/max_{name}_namespaces", "w") as file:
             file.write("0")
