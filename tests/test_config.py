@@ -106,6 +106,7 @@ def test_any_host_is_this_machine_or_an_error_of_ours(text: str) -> None:
         (lambda: DaemonConfig(stop_grace_s=math.nan), "stop_grace_s is nan"),
         (lambda: PoolConfig(keep_alive=None), "keep_alive cannot be None"),  # type: ignore[arg-type]
         (lambda: PoolConfig(keep_alive=True), "keep_alive cannot be True"),
+        (lambda: PoolConfig(load_s=0), "load_s"),
         (lambda: StreamConfig(connect_s=0), "connect_s is 0"),
         (lambda: StreamConfig(first_token_s=-1), "first_token_s is -1"),
         (lambda: StreamConfig(next_token_s="soon"), "next_token_s cannot be"),  # type: ignore[arg-type]

@@ -14,6 +14,8 @@ from ollama_adapter.errors import (
     InvalidRequest,
     ModelLoadFailed,
     ModelNotFound,
+    ProtocolError,
+    ReadTimeout,
     RemoteModelRefused,
 )
 from ollama_adapter.pool import ModelPool
@@ -54,12 +56,17 @@ class Loading(ScriptedDaemon):
 
 
 @asynccontextmanager
-async def pooling(daemon: Loading) -> AsyncIterator[tuple[ModelPool, ManualClock]]:
+async def pooling(
+    daemon: Loading, load_s: float = 600.0
+) -> AsyncIterator[tuple[ModelPool, ManualClock]]:
     clock, scope = ManualClock(), TaskScope()
     async with daemon, asyncio.timeout(WATCHDOG_S):
         client = OllamaClient(dial_port(daemon.port), connect_s=5.0)
         try:
-            yield ModelPool(PoolConfig(keep_alive="10s"), client, scope, clock), clock
+            yield (
+                ModelPool(PoolConfig(keep_alive="10s", load_s=load_s), client, scope, clock),
+                clock,
+            )
         finally:
             await scope.aclose()
 
@@ -142,6 +149,30 @@ async def test_what_cannot_be_served_here_is_refused_before_a_load() -> None:
             with pytest.raises(InvalidRequest):
                 await pool.ensure_loaded("not a name")
         assert daemon.loads() == []
+
+
+async def test_a_load_that_leads_elsewhere_is_refused_before_a_prompt() -> None:
+    daemon = Loading(loaded=json_response({"done": True, "remote_host": "https://example.com"}))
+    async with pooling(daemon) as (pool, _):
+        with pytest.raises(RemoteModelRefused):
+            await pool.ensure_loaded("m")
+        assert not pool.is_warm("m", {})
+
+
+async def test_a_load_has_a_limit() -> None:
+    daemon = Loading()
+    daemon.gate.clear()
+    async with pooling(daemon, load_s=0.1) as (pool, _):
+        with pytest.raises(ReadTimeout, match=r"within 0\.1 s"):
+            await pool.ensure_loaded("m")
+        daemon.gate.set()
+
+
+async def test_what_a_model_can_do_is_a_list_of_words() -> None:
+    for wrong in (1, "completion", [1]):
+        async with pooling(Loading(shown=json_response({"capabilities": wrong}))) as (pool, _):
+            with pytest.raises(ProtocolError):
+                await pool.ensure_loaded("m")
 
 
 async def test_an_embedding_model_is_loaded_by_an_embedding() -> None:

@@ -11,9 +11,18 @@ from ollama_adapter.core.failures import remote_refused, response_error
 from ollama_adapter.core.requests import Request
 from ollama_adapter.errors import ProtocolError
 from ollama_adapter.events import Embeddings
-from ollama_adapter.system.http import Dial, Exchange, Sink, encode_request, fetch, open_exchange
+from ollama_adapter.system.http import (
+    MAX_BODY_BYTES,
+    Dial,
+    Exchange,
+    Sink,
+    encode_request,
+    fetch,
+    open_exchange,
+)
 
 ANSWER_S: Final = 30.0  # for endpoints that neither load nor generate
+MAX_VECTOR_BYTES: Final = 1 << 20  # 40,000 numbers as long as they get
 
 
 class OllamaClient:
@@ -36,7 +45,12 @@ class OllamaClient:
 
     async def show(self, model: str) -> dict[str, Any]:
         """What the daemon knows of a model. Raises ModelNotFound, RemoteModelRefused."""
-        return await self._call("POST", "/api/show", {"model": model}, model=model)
+        shown = await self._call("POST", "/api/show", {"model": model}, model=model)
+        try:
+            shown["capabilities"] = msgspec.convert(shown.get("capabilities") or [], list[str])
+        except msgspec.ValidationError:
+            raise ProtocolError("the daemon's list of what a model can do is not a list") from None
+        return shown
 
     async def copy(self, source: str, destination: str) -> None:
         body = {"source": source, "destination": destination}
@@ -46,11 +60,17 @@ class OllamaClient:
         await self._call("DELETE", "/api/delete", {"model": model}, model=model)
 
     async def load(self, request: Request, answer_s: float) -> dict[str, Any]:
-        """Send a request that only loads; a large model takes minutes."""
-        return await self._send(request, answer_s=answer_s)
+        """Send a request that only loads. Raises RemoteModelRefused where it loads somewhere else."""
+        answer = await self._fetch("POST", request.path, request.body, request.model, answer_s)
+        if answer.get("remote_host"):
+            raise remote_refused(request.model, 200)
+        return answer
 
     async def embed(self, request: Request, answer_s: float) -> Embeddings:
-        answer = await self._send(request, answer_s=answer_s)
+        limit = MAX_VECTOR_BYTES * max(1, request.texts)
+        answer = await self._fetch(
+            "POST", request.path, request.body, request.model, answer_s, limit
+        )
         try:
             vectors = msgspec.convert(answer.get("embeddings", []), list[list[float]])
             count = msgspec.convert(answer.get("prompt_eval_count", 0), int)
@@ -66,15 +86,12 @@ class OllamaClient:
 
     async def ask(self, request: Request, answer_s: float) -> dict[str, Any]:
         """The answer to a request that does not stream, such as for the rendered prompt."""
-        return await self._send(request, answer_s=answer_s)
+        return await self._fetch("POST", request.path, request.body, request.model, answer_s)
 
     async def generate(self, request: Request, sink: Sink) -> Exchange:
         """Open a streaming generation; its body goes to `sink` as it arrives."""
         data = encode_request("POST", request.path, request.body)
         return await open_exchange(self._dial, data, sink, self._connect_s)
-
-    async def _send(self, request: Request, answer_s: float) -> dict[str, Any]:
-        return await self._fetch("POST", request.path, request.body, request.model, answer_s)
 
     async def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, model: str = ""
@@ -83,10 +100,21 @@ class OllamaClient:
         return await self._fetch(method, path, data, model, ANSWER_S)
 
     async def _fetch(
-        self, method: str, path: str, body: bytes, model: str, answer_s: float
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        model: str,
+        answer_s: float,
+        max_bytes: int = MAX_BODY_BYTES,
     ) -> dict[str, Any]:
-        request = encode_request(method, path, body)
-        response = await fetch(self._dial, request, connect_s=self._connect_s, answer_s=answer_s)
+        response = await fetch(
+            self._dial,
+            encode_request(method, path, body),
+            connect_s=self._connect_s,
+            answer_s=answer_s,
+            max_bytes=max_bytes,
+        )
         if response.status not in (200, 201):
             raise response_error(response.status, response.body, model, body)
         return _decode(response.body)

@@ -102,9 +102,13 @@ class TransportError(AdapterError):
 class NotLoopback(TransportError):
     """An address outside this machine; we never talk to one."""
 
+    usual_hint = "set OLLAMA_HOST to 127.0.0.1, or to 127.0.0.1:PORT"
+
 
 class ConnectFailed(TransportError):
     """No connection could be made."""
+
+    usual_hint = "`ollama-adapter status` tells whether a daemon runs, and where"
 
 
 class ConnectionLost(TransportError):
@@ -115,6 +119,10 @@ class ConnectionLost(TransportError):
 
 class ReadTimeout(TransportError, TimeoutError):
     """No bytes within the limit named in the message."""
+
+    usual_hint = (
+        "the daemon may be busy or stuck: `ollama-adapter status` asks it; the limit can be raised"
+    )
 
 
 class ProtocolError(TransportError):

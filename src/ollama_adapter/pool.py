@@ -169,7 +169,7 @@ class ModelPool:
         try:
             shown = await self.describe(model)
             resident = await self._is_resident(model)
-            embeds = "embedding" in shown.get("capabilities", ())
+            embeds = "embedding" in shown["capabilities"]
             request = load_request(model, keep_alive, options, embedding=embeds)
             # With a keep-alive of 0 the daemon would unload it, not load it.
             if keep_alive_ns(request.keep_alive) > 0:

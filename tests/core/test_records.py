@@ -26,6 +26,8 @@ NOT_A_RECORD = "the daemon sent a line that is not a record"
 NOT_UTF8 = "the daemon sent text that is not UTF-8"
 TOO_DEEP = "the daemon sent JSON nested too deeply"
 TOO_LONG = "the daemon sent a line of over 4 MiB"
+WENT_ON = "the daemon went on after its last record"
+HUGE = b"9" * 400
 
 texts = st.text(
     st.characters(codec="utf-8") | st.sampled_from('\u2028\u2029\u0085\n\r\t\x0b\x1c\ufeff\0"\\')
@@ -41,6 +43,10 @@ BROKEN = [
     (b'"text"', NOT_A_RECORD),
     (b'{"response":5}', NOT_A_RECORD),
     (b'{"done":"yes"}', NOT_A_RECORD),
+    (b'{"done":true,"total_duration":' + HUGE + b"}", NOT_A_RECORD),
+    (b'{"done":true,"eval_count":9223372036854775808}', NOT_A_RECORD),
+    (b'{"response":"a","token_id":-' + HUGE + b"}", NOT_A_RECORD),
+    (b'{"response":"a","total_duration":NaN}', NOT_A_RECORD),
     (b'{"response":"a\x01b"}', NOT_A_RECORD),
     (b'{"response":"\\ud800"}', NOT_A_RECORD),
     (b'{"response":"\\udc00\\ud800"}', NOT_A_RECORD),
@@ -94,10 +100,14 @@ def test_any_slicing_gives_the_records_before_the_first_broken_line_and_then_its
     data = b"\n".join(line for line, _, _ in script) + (b"\n" if ends else b"")
     expected: list[str] = []
     failure: str | None = None
-    for _, text, failure in script:
+    over = False
+    for line, text, failure in script:
+        if over and text is not None:
+            failure = WENT_ON
         if failure is not None:
             break
         expected += [] if text is None else [text]
+        over = over or b'"done": true' in line  # in a text its quotes are escaped
     for pieces in (cut(data, at), [data], [data[i : i + 1] for i in range(len(data))][:3000]):
         if sum(map(len, pieces)) < len(data):
             continue  # too long to be fed byte by byte
@@ -113,6 +123,16 @@ def test_the_records_before_a_broken_line_are_delivered(line: bytes, failure: st
         records, found, _ = decode(pieces)
         assert [each.response for each in records] == ["a", "b"]
         assert found == failure
+
+
+def test_nothing_follows_the_last_record_however_it_is_cut() -> None:
+    last, more = b'{"response":"a","done":true}\n', b'{"response":"b"}\n'
+    for data in (last + more, last + b"\n" + more + more, last + more + b"nonsense\n", last + last):
+        for pieces in ([data], cut(data, [len(last)]), cut(data, range(len(data)))):
+            records, found, _ = decode(pieces)
+            assert [each.response for each in records] == ["a"]
+            assert found == WENT_ON
+    assert decode([last + b"\r\n \n"])[1] is None
 
 
 def test_a_record_is_given_out_with_the_read_that_ends_its_line() -> None:

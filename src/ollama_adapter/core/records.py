@@ -9,7 +9,7 @@ have millions of numbers: it is counted and dropped as it comes, never kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -20,6 +20,10 @@ MAX_LINE: Final = 4 << 20
 LONG_LINE: Final = 64 << 10  # from here on it is worth looking for the context
 CONTEXT_KEY: Final = b'"context":['  # inside a JSON string the quotes would be escaped
 CONTEXT_BYTES: Final = b"0123456789,"
+
+
+Count = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""What Go holds in 64 bits: a number of a thousand digits is refused, not computed with."""
 
 
 class LogprobEntry(msgspec.Struct, gc=False):
@@ -48,17 +52,17 @@ class Record(msgspec.Struct, gc=False):
     done: bool = False
     logprobs: list[LogprobEntry] | None = None
     error: Any = None
-    token_ids: tuple[int, ...] | None = None  # the embedded daemon only
+    token_ids: tuple[Count, ...] | None = None  # the embedded daemon only
     done_reason: str = ""
     remote_host: str = ""
     context: msgspec.Raw = msgspec.Raw(b"")
     debug_info: DebugInfo | None = msgspec.field(default=None, name="_debug_info")
-    total_duration: int = 0
-    load_duration: int = 0
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
+    total_duration: Count = 0
+    load_duration: Count = 0
+    prompt_eval_count: Count = 0
+    prompt_eval_duration: Count = 0
+    eval_count: Count = 0
+    eval_duration: Count = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} done={self.done}>"
@@ -103,6 +107,7 @@ class RecordDecoder(Generic[R]):
         self._line = bytearray()
         self._looked = 0
         self._in_context = False
+        self._over = False  # the last record has come
         self.context_tokens = 0
         self.failure: ProtocolError | None = None
 
@@ -144,7 +149,19 @@ class RecordDecoder(Generic[R]):
                     if not line.isspace():  # a blank line that ends in \r\n
                         self.failure = ProtocolError(_fault(error))
                         break
+        if records:
+            if self._over or len(records) > 1:
+                self._end_with_the_last(records)
+            self._over = self._over or records[-1].done
         return records
+
+    def _end_with_the_last(self, records: list[R]) -> None:
+        """What follows it would pass for a part of the answer."""
+        whole = [n for n, each in enumerate(records, 1) if each.done]
+        fits = 0 if self._over else whole[0] if whole else len(records)
+        if fits < len(records):
+            del records[fits:]
+            self.failure = ProtocolError("the daemon went on after its last record")
 
     def _keep(self, part: bytes) -> None:
         self._line += self._drop_context(part) if self._in_context else part

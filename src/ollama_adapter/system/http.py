@@ -29,7 +29,7 @@ from ollama_adapter.system.clock import monotonic_ns
 
 READ_BYTES: Final = 64 << 10  # asyncio's own 256 KiB are fresh pages of the kernel, for every read
 MAX_HEAD_BYTES: Final = 64 << 10
-MAX_BODY_BYTES: Final = 256 << 20
+MAX_BODY_BYTES: Final = 16 << 20  # a list of models, or all about one
 
 Sink = Callable[[int, bytes, int], None]
 """Takes the status, body bytes, and the time in nanoseconds at which they arrived.
@@ -194,11 +194,13 @@ class Exchange(asyncio.Protocol):
         except httptools.HttpParserError:
             if not self._complete:
                 raise
+        if not self.status and self._head_bytes > MAX_HEAD_BYTES:
+            raise _endless_head()  # one interim answer after another
 
     def _count_head(self, data: bytes) -> None:
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES and b"\r\n\r\n" not in data[:MAX_HEAD_BYTES]:
-            raise ProtocolError(f"the daemon sent over {MAX_HEAD_BYTES >> 10} KiB of headers")
+            raise _endless_head()
 
     def _hand_over(self, now_ns: int) -> None:
         chunks = self._chunks
@@ -230,6 +232,10 @@ class Exchange(asyncio.Protocol):
     def _drop(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+def _endless_head() -> ProtocolError:
+    return ProtocolError(f"the daemon sent over {MAX_HEAD_BYTES >> 10} KiB of headers")
 
 
 def _not_http() -> ProtocolError:
@@ -264,15 +270,20 @@ class Response:
 
 
 async def fetch(
-    dial: Dial, request: bytes, *, connect_s: float, answer_s: float | None
+    dial: Dial,
+    request: bytes,
+    *,
+    connect_s: float,
+    answer_s: float | None,
+    max_bytes: int = MAX_BODY_BYTES,
 ) -> Response:
     """One request, its whole answer. Raises TransportError. Cancelling closes the connection."""
     body = bytearray()
 
     def collect(_status: int, data: bytes, _now_ns: int) -> None:
         body.extend(data)
-        if len(body) > MAX_BODY_BYTES:
-            raise ProtocolError(f"the daemon sent an answer of over {MAX_BODY_BYTES >> 20} MiB")
+        if len(body) > max_bytes:
+            raise ProtocolError(f"the daemon sent an answer of over {max_bytes >> 10} KiB")
 
     exchange = await open_exchange(dial, request, collect, connect_s)
     try:

@@ -12,6 +12,7 @@ from ollama_adapter.system.http import Dial, encode_request, fetch
 
 PROBE: Final = encode_request("GET", "/api/version")
 MAX_VERSION: Final = 64  # characters
+MAX_ANSWER: Final = 1 << 20
 
 
 async def probe(dial: Dial, port: int, limit_s: float) -> str:
@@ -26,7 +27,9 @@ async def probe(dial: Dial, port: int, limit_s: float) -> str:
         hint="stop that program, or set OLLAMA_HOST to another port",
     )
     try:
-        response = await fetch(dial, PROBE, connect_s=limit_s, answer_s=limit_s)
+        response = await fetch(
+            dial, PROBE, connect_s=limit_s, answer_s=limit_s, max_bytes=MAX_ANSWER
+        )
         answer = msgspec.json.decode(response.body, type=dict[str, Any])
     except (ConnectFailed, ReadTimeout):
         raise
@@ -35,6 +38,6 @@ async def probe(dial: Dial, port: int, limit_s: float) -> str:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise stranger from None
     version = answer.get("version")
-    if response.status != 200 or not isinstance(version, str):
+    if response.status != 200 or not isinstance(version, str) or not version:
         raise stranger
     return version[:MAX_VERSION]
