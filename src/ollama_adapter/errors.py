@@ -57,6 +57,8 @@ class DaemonError(AdapterError):
 class DaemonNotFound(DaemonError):
     """Nothing to adopt and nothing to spawn."""
 
+    usual_hint = "`ollama-adapter doctor` tells what is installed here"
+
 
 class DaemonStartTimeout(DaemonError, TimeoutError):
     """A spawned daemon did not become ready in time."""

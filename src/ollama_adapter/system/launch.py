@@ -38,7 +38,12 @@ from ollama_adapter.system.probe import probe
 from ollama_adapter.system.process import Child, Exit, spawn
 from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.system.scope import TaskScope
-from ollama_adapter.system.trust import check_listener, check_program, check_store
+from ollama_adapter.system.trust import (
+    check_listener,
+    check_program,
+    check_spawned,
+    check_store,
+)
 
 PROBE_EVERY_NS: Final = 20_000_000  # while starting
 PORT_TRIES: Final = 3
@@ -163,6 +168,8 @@ class Launcher:
                 return running
             except BaseException as error:
                 child.kill()
+                if isinstance(error, NotOllama):
+                    raise _not_ollama(argv[0]) from error
                 if last or not isinstance(error, PortTaken):
                     raise
         raise AssertionError("the last try returns or raises")
@@ -223,7 +230,10 @@ class Launcher:
                 raise exit_error(child.exited.result(), port)
             with contextlib.suppress(TransportError):
                 dial = Running("", port, "", child).dial
-                return await probe(dial, port, self._config.probe_timeout_s)
+                version = await probe(dial, port, self._config.probe_timeout_s)
+                if child.level is not Level.NAMESPACES:
+                    check_spawned(port)  # somebody may have been there before it
+                return version
             await self._clock.sleep_until_ns(self._clock.now_ns() + PROBE_EVERY_NS)
         raise DaemonStartTimeout(
             f"the daemon was not ready within {limit_s:g} s",
@@ -246,6 +256,13 @@ def exit_error(exit_: Exit, port: int) -> DaemonError:
         f" {words or 'it said nothing'}",
         returncode=exit_.returncode,
         tail=exit_.tail,
+    )
+
+
+def _not_ollama(program: str) -> NotOllama:
+    return NotOllama(
+        f"the program {program} was started, and does not speak Ollama's API",
+        hint="set daemon.ollama_path to the program `ollama`, or unset it",
     )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from ollama_adapter.config import LOOPBACK
-from ollama_adapter.errors import UntrustedDaemon
+from ollama_adapter.errors import PortTaken, UntrustedDaemon
+from ollama_adapter.system.jail.paths import JAIL_UID
 
 LISTEN: Final = "0A"
 TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -32,6 +33,16 @@ def check_listener(port: int, adopt_uids: Collection[int] = ()) -> None:
             )
 
 
+def check_spawned(port: int) -> None:
+    """Whoever listens on the port of a daemon of ours is that daemon's user. Raises PortTaken."""
+    ours = {os.geteuid(), *((JAIL_UID,) if os.geteuid() == 0 else ())}
+    if not listener_uids(port) <= ours:
+        raise PortTaken(
+            f"a program of another user took the port {port}",
+            hint="try again: another port is used each time",
+        )
+
+
 def listener_uids(port: int) -> set[int]:
     """The owners of the sockets that listen on a port; nobody where it cannot be read."""
     found: set[int] = set()
@@ -47,8 +58,9 @@ def listener_uids(port: int) -> set[int]:
 
 
 def check_program(path: str) -> None:
-    """Nobody but root and us may replace this program. Raises UntrustedDaemon."""
-    for place in _with_parents(Path(path)):
+    """Nobody but root and us may replace this program or what it runs. Raises UntrustedDaemon."""
+    real = Path(path).resolve(strict=True)
+    for place in (real, *real.parents, *_runners(real)):
         status = place.stat()
         if status.st_uid not in (0, os.getuid()) or _anybody_may_write(place, status):
             raise UntrustedDaemon(
@@ -59,23 +71,33 @@ def check_program(path: str) -> None:
 
 
 def check_store(path: Path) -> None:
-    """Nobody else may put models here. Raises UntrustedDaemon."""
-    if _anybody_may_write(path, path.stat(), sticky=False):
-        raise UntrustedDaemon(
-            f"anybody may change the models in {path}",
-            hint=f"chmod o-w {path}, or use another store",
-        )
+    """Nobody else may put models here, or change one. Raises UntrustedDaemon."""
+    inside = ((place, False) for place in (path, *_beneath(path)))
+    around = ((place, True) for place in path.resolve().parents)
+    for place, sticky in (*inside, *around):
+        if _anybody_may_write(place, place.lstat(), sticky=sticky):
+            raise UntrustedDaemon(
+                f"anybody may change the models in {path}: {place} is open to all",
+                hint=f"chmod -R o-w {place if sticky else path}, or use another store",
+            )
 
 
-def _with_parents(path: Path) -> Iterator[Path]:
-    real = path.resolve(strict=True)
-    yield real
-    yield from real.parents
+def _runners(program: Path) -> Iterator[Path]:
+    """Ollama starts what lies beside it, and hands it the prompts."""
+    for place in (program.parent / "lib" / "ollama", program.parent.parent / "lib" / "ollama"):
+        if place.is_dir():
+            yield from (place, *_beneath(place))
+
+
+def _beneath(place: Path) -> Iterator[Path]:
+    """All that lies in a directory; of links, what they are, not what they lead to."""
+    for directory, names, files in os.walk(place):
+        yield from (Path(directory, each) for each in (*names, *files))
 
 
 def _anybody_may_write(place: Path, status: os.stat_result, *, sticky: bool = True) -> bool:
     """In a sticky directory, such as /tmp, nobody can replace what is another's."""
-    if not status.st_mode & stat.S_IWOTH:
+    if stat.S_ISLNK(status.st_mode) or not status.st_mode & stat.S_IWOTH:
         return False
     return not (sticky and place.is_dir() and status.st_mode & stat.S_ISVTX)
 
