@@ -90,8 +90,16 @@ class Daemon:
                 yield Stream(sock, file)
 
     def runners(self) -> list[psutil.Process]:
-        """The child processes of the daemon."""
-        return psutil.Process(self.process.pid).children()
+        """The processes that hold its models: the starter's children, where it has one."""
+        return [each for each in self.family() if not is_starter(each)]
+
+    def starter(self) -> psutil.Process:
+        """The one that starts them."""
+        (found,) = (each for each in self.family() if is_starter(each))
+        return found
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def resident(self) -> list[str]:
         return [each["name"] for each in self.ask("/api/ps").json["models"]]
@@ -154,6 +162,14 @@ def wait_until_ready(daemon: Daemon) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             daemon.process.wait(0.01)
     raise AssertionError(f"the daemon ended with {daemon.process.returncode}")
+
+
+def is_starter(process: psutil.Process) -> bool:
+    """A runner is one, too, until it has become a runner."""
+    try:
+        return any(each.endswith("starter.py") for each in process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def gone(processes: list[psutil.Process]) -> bool:

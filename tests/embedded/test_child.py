@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from ollama_adapter.embedded import child
+from ollama_adapter.embedded.orders import Orders, Plain, Start
 from ollama_adapter.embedded.values import ApiError
 
 pytestmark = pytest.mark.anyio
 
 
-async def start(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> child.Runner:
-    path = tmp_path / "runner.py"
-    path.write_text(script)
-    monkeypatch.setattr(child, "_RUNNER", path)
+Launch = Callable[[str], AbstractAsyncContextManager[Start]]
+
+
+@pytest.fixture(params=["by itself", "by an order"])
+def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Launch:
+    """Both ways in which a daemon gets a runner; this one is a script."""
+
+    @asynccontextmanager
+    async def launching(script: str) -> AsyncIterator[Start]:
+        path = tmp_path / "runner.py"
+        path.write_text(script)
+        command = [sys.executable, "-P", str(path)]
+        if request.param == "by itself":
+            yield functools.partial(Plain.start, command=command)
+            return
+        if (orders := Orders.begin(*command)) is None:
+            pytest.skip("a starter needs Linux")
+        orders.attach(lambda: pytest.fail("the starter ended"))
+        try:
+            yield orders.start
+        finally:
+            orders.close()
+
+    return launching
+
+
+async def start(script: str, tmp_path: Path, launch: Launch) -> child.Runner:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"x")
     spec = child.Spec(model, 64, 64, 0, -1, True, False, 1)
-    async with asyncio.TaskGroup() as group:
-        return await child.Runner.start(spec, group)
+    async with launch(script) as begin, asyncio.TaskGroup() as group:
+        return await child.Runner.start(spec, group, begin)
 
 
 @pytest.mark.parametrize(
@@ -43,27 +71,23 @@ async def start(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ),
     ],
 )
-async def test_the_reason_is_told(
-    script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_reason_is_told(script: str, words: str, tmp_path: Path, launch: Launch) -> None:
     with pytest.raises(ExceptionGroup) as group:
-        await start(script, tmp_path, monkeypatch)
+        await start(script, tmp_path, launch)
     (error,) = group.value.exceptions
     assert isinstance(error, ApiError)
     assert error.status == 500
     assert words in error.message
 
 
-async def test_a_load_that_is_cancelled_ends_its_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_load_that_is_cancelled_ends_its_process(tmp_path: Path, launch: Launch) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await start("import threading; threading.Event().wait()", tmp_path, monkeypatch)
+            await start("import threading; threading.Event().wait()", tmp_path, launch)
 
 
-async def test_noise_does_not_block_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_noise_does_not_block_it(tmp_path: Path, launch: Launch) -> None:
     noise = "import sys; sys.stderr.write('x' * 10_000_000); print('{\"error\": \"done\"}')"
     with pytest.raises(ExceptionGroup) as group:
-        await start(noise, tmp_path, monkeypatch)
+        await start(noise, tmp_path, launch)
     assert "done" in str(group.value.exceptions[0])

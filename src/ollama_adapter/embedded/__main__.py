@@ -16,12 +16,15 @@ def main() -> int:
         names = " and ".join(missing)
         sys.stderr.write(f"Error: {names} not installed: pip install 'ollama-adapter[embedded]'\n")
         return 1
-    from ollama_adapter.embedded.serve import run
+    from ollama_adapter.embedded.orders import Orders
     from ollama_adapter.system.jail import dumps
 
     with contextlib.suppress(OSError):  # in a jail it cannot be said again: its keeper has
         dumps.forbid()
-    return run()
+    orders = Orders.begin()  # before the rest is imported: it starts meanwhile
+    from ollama_adapter.embedded.serve import run
+
+    return run(orders)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import signal
-import sys
+import socket
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +21,9 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.embedded import wire
+from ollama_adapter.embedded.orders import Plain, Process, Start
 from ollama_adapter.embedded.values import ApiError
 
-_PASSED_ON: Final = (
-    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "VIRTUAL_ENV"),
-    *("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "CUDA_VISIBLE_DEVICES"),
-)
-_RUNNER: Final = Path(__file__).with_name(
-    "runner.py"
-)  # by its path: the package need not be imported
 _GRAMMAR_FAILED: Final = b"llg error"
 _SMALL_BYTES: Final = 1 << 26
 _LOG_PREFIX: Final = re.compile(r"^[\d.]+ E +|^\w+: ")
@@ -52,7 +46,7 @@ class Spec:
 class Runner:
     """A child process with a loaded model."""
 
-    def __init__(self, process: asyncio.subprocess.Process, group: asyncio.TaskGroup) -> None:
+    def __init__(self, process: Process, group: asyncio.TaskGroup) -> None:
         self._process = process
         self._key = secrets.token_hex(16)
         self._port = 0
@@ -73,16 +67,14 @@ class Runner:
         return self._process.returncode is None
 
     @classmethod
-    async def start(cls, spec: Spec, group: asyncio.TaskGroup) -> Runner:
+    async def start(
+        cls, spec: Spec, group: asyncio.TaskGroup, start: Start = Plain.start
+    ) -> Runner:
         """A runner that is ready. Cancelling kills it; ApiError tells why it cannot be had."""
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", str(_RUNNER), spec.weights.name),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-        )
+        try:
+            process = await start(spec.weights.name)
+        except OSError as error:
+            raise ApiError(500, f"error starting the model runner: {error}") from None
         runner = cls(process, group)
         try:
             await runner._hand_over(spec)
@@ -92,7 +84,6 @@ class Runner:
         return runner
 
     async def _hand_over(self, spec: Spec) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
         settings = {
             **{name: getattr(spec, name) for name in Spec.__slots__},
             "model": str(spec.weights),
@@ -100,10 +91,8 @@ class Runner:
         }
         del settings["weights"]
         settings["threads"] = choose_threads(spec.weights.stat().st_size, spec.threads)
-        with contextlib.suppress(ConnectionError):
-            self._process.stdin.write(msgspec.json.encode(settings) + b"\n")
-            await self._process.stdin.drain()
-        line = await self._process.stdout.readline()
+        await self._process.tell(msgspec.json.encode(settings) + b"\n")
+        line = await self._process.report()
         report: dict[str, Any] = msgspec.json.decode(line) if line else {}
         if "port" not in report:
             raise ApiError(500, await self._why(str(report.get("error", ""))))
@@ -123,9 +112,8 @@ class Runner:
         )
 
     async def _drain(self) -> None:
-        assert self._process.stderr is not None
         with contextlib.suppress(ValueError):
-            while chunk := await self._process.stderr.read(65536):
+            while chunk := await self._process.log.read(65536):
                 if _GRAMMAR_FAILED in chunk:
                     self.grammar_failures += 1
                 if self._tail is not None:
@@ -140,10 +128,8 @@ class Runner:
             raise
 
     def kill(self) -> None:
-        """End it now; safe at any time. (Process.kill would wait for it, and race with its watcher.)"""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+        """End it now; safe at any time."""
+        self._process.kill()
 
     async def stop(self) -> None:
         """End it and wait until it is gone."""
@@ -152,11 +138,15 @@ class Runner:
 
     async def call(self, path: str, body: Any) -> tuple[int, bytes]:
         """One exchange; raises wire.RunnerGone."""
-        return await wire.call(self._port, self._key, path, body)
+        async with await self.open(path, msgspec.json.encode(body)) as reply:
+            return reply.status, await reply.read()
 
     async def open(self, path: str, body: bytes) -> wire.Reply:
         """An exchange whose answer is read as it comes; raises wire.RunnerGone."""
-        return await wire.open_reply(self._port, self._key, path, body)
+        return await wire.open_reply(self._dial, self._key, path, body)
+
+    async def _dial(self) -> socket.socket:
+        return await self._process.dial(self._port)
 
 
 def choose_threads(model_bytes: int, wanted: int = 0) -> int:

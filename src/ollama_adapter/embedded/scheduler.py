@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ollama_adapter.embedded.child import Runner, Spec
+from ollama_adapter.embedded.orders import Plain, Start
 from ollama_adapter.embedded.store import Model
 from ollama_adapter.embedded.values import FOREVER, ApiError
 from ollama_adapter.embedded.wire import RunnerGone
@@ -71,6 +72,7 @@ class Scheduler:
 
     group: asyncio.TaskGroup
     limits: Limits
+    start: Start = Plain.start
     _loaded: dict[str, Loaded] = field(default_factory=dict)
     _loads: dict[str, _Load] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -187,7 +189,7 @@ class Scheduler:
             async with self._turn:
                 await self._make_room(key)
                 async with asyncio.timeout(self.limits.load_s):
-                    runner = await Runner.start(load.spec, self.group)
+                    runner = await Runner.start(load.spec, self.group, self.start)
                 self._runners.add(runner)
         except TimeoutError:
             load.error = ApiError(500, LOAD_TIMED_OUT)

@@ -21,6 +21,7 @@ import uvicorn
 
 from ollama_adapter.config import DEFAULT_PORT, LOOPBACK, parse_host
 from ollama_adapter.embedded.app import App
+from ollama_adapter.embedded.orders import Orders, Plain
 from ollama_adapter.embedded.scheduler import Scheduler
 from ollama_adapter.embedded.service import Service
 from ollama_adapter.embedded.settings import Settings, default_models_dir
@@ -31,15 +32,15 @@ _BACKLOG: Final = 512
 _IDLE_CONNECTION_S: Final = 3600
 
 
-def run() -> int:
-    """Listen and serve until told to stop; 1 where that cannot be."""
+def run(orders: Orders | None = None) -> int:
+    """Listen and serve until told to stop; 1 where that cannot be. `orders`: who starts the runners."""
     try:
         sock = listen(os.environ.get("OLLAMA_HOST", ""))
     except AdapterError as error:
         hint = f"; {error.hint}" if error.hint else ""
         sys.stderr.write(f"Error: {error}{hint}\n")
         return 1
-    asyncio.run(_serve(sock))
+    asyncio.run(_serve(sock, orders))
     return 0
 
 
@@ -59,20 +60,42 @@ def listen(address: str) -> socket.socket:
     return sock
 
 
+def _give_up(models: Path) -> None:
+    """All that serving does not need: programs, sockets, files but models and our own code.
+
+    Where the kernel cannot take one of these, the jail around us stays all there is.
+    """
+    from ollama_adapter.system.jail import seal
+    from ollama_adapter.system.jail.paths import FACTS, HARDWARE, LIBRARIES, python_paths
+
+    with contextlib.suppress(OSError):
+        models.mkdir(parents=True, exist_ok=True)
+    store = [models, *(models / each for each in ("blobs", "manifests"))]  # they may be links
+    with contextlib.suppress(OSError):
+        seal.keep_to_files(
+            [*python_paths(), *LIBRARIES, *FACTS, *HARDWARE, "/sys/fs/cgroup"], map(str, store)
+        )
+    with contextlib.suppress(OSError):
+        seal.serve_only()
+
+
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield  # signals are ours
 
 
-async def _serve(sock: socket.socket) -> None:
+async def _serve(sock: socket.socket, orders: Orders | None) -> None:
     settings = Settings.parse(os.environ)
     store = Store(default_models_dir(os.environ, Path.home()))
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
+    if orders is not None:
+        orders.attach(lambda: os._exit(1))
+        _give_up(store.root)
     async with asyncio.TaskGroup() as group:
-        scheduler = Scheduler(group, settings.limits)
+        scheduler = Scheduler(group, settings.limits, orders.start if orders else Plain.start)
         app = App(Service(store, scheduler, settings), group)
         config = uvicorn.Config(
             app,

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final, Self
-
-import msgspec
+from typing import Final, Self
 
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import TransportError
-from ollama_adapter.system.http import Exchange, dial_port, open_exchange
+from ollama_adapter.system.http import Dial, Exchange, open_exchange
 
 _HIGH_WATER: Final = 1 << 18
 _CONNECT_S: Final = 30.0
@@ -47,12 +45,10 @@ class Reply:
         if self._exchange is not None:
             self._exchange.close()
 
-    async def begin(self, port: int, request: bytes) -> None:
+    async def begin(self, dial: Dial, request: bytes) -> None:
         """Send the request, and wait for the first bytes of an answer."""
         try:
-            self._exchange = await open_exchange(
-                dial_port(port), request, self._receive, _CONNECT_S
-            )
+            self._exchange = await open_exchange(dial, request, self._receive, _CONNECT_S)
         except TransportError:
             raise RunnerGone from None
         self._exchange.ended.add_done_callback(self._wake)
@@ -105,25 +101,19 @@ class Reply:
                     yield event[6:]
 
 
-async def open_reply(port: int, key: str, path: str, body: bytes) -> Reply:
-    """Send a request to the runner at `port` and wait for the beginning of its answer.
+async def open_reply(dial: Dial, key: str, path: str, body: bytes) -> Reply:
+    """Send a request to the runner that `dial` reaches, and wait for the beginning of its answer.
 
     Cancelling is safe: the connection is closed. Raises RunnerGone.
     """
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nAuthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: Bearer {key}\r\n"
         f"Connection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     reply = Reply()
     try:
-        await reply.begin(port, head.encode("ascii") + body)
+        await reply.begin(dial, head.encode("ascii") + body)
     except BaseException:
         reply.close()
         raise
     return reply
-
-
-async def call(port: int, key: str, path: str, body: Any) -> tuple[int, bytes]:
-    """One whole exchange: status and body of the answer to a JSON body."""
-    async with await open_reply(port, key, path, msgspec.json.encode(body)) as reply:
-        return reply.status, await reply.read()

@@ -18,6 +18,7 @@ from ollama_adapter.system.clock import Clock
 
 LOOK_NS: Final = 200_000_000  # between two looks at the CPU time
 FRESH_NS: Final = 50_000_000  # a sample serves all who want one meanwhile
+STARTER: Final = os.path.join("embedded", "starter.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,10 @@ def take(daemon_pid: int | None, weights: str, clock: Clock) -> Sample | None:
         for child in psutil.Process(daemon_pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 status = child.status()
-                if status != psutil.STATUS_ZOMBIE:
+                command = child.cmdline()
+                if status != psutil.STATUS_ZOMBIE and not _is_starter(command):
                     times = child.cpu_times()
-                    named = bool(weights) and any(weights in each for each in child.cmdline())
+                    named = bool(weights) and any(weights in each for each in command)
                     running = status == psutil.STATUS_RUNNING
                     found.append((child, times.user + times.system, running, named))
     except psutil.NoSuchProcess:
@@ -132,3 +134,8 @@ def listener_pid(port: int) -> int | None:
     except (psutil.Error, OSError):
         pass
     return None
+
+
+def _is_starter(command: list[str]) -> bool:
+    """Our own daemon has a process that starts the runners, and computes nothing."""
+    return any(each.endswith(STARTER) for each in command)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ollama_adapter.errors import NotSandboxed, TransportError
@@ -44,6 +45,24 @@ async def ready(child: Child) -> None:
         await asyncio.get_running_loop().run_in_executor(None, lambda: None)
 
 
+def filters(process: psutil.Process) -> int:
+    """How many filters of system calls it is bound to."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (number,) = (each.split()[1] for each in lines if each.startswith("Seccomp_filters"))
+    return int(number)
+
+
+def assert_each_keeps_to_its_part(pid: int) -> None:
+    """Starter and runner are children of the one that sees prompts, and it may start no other."""
+    front = psutil.Process(pid)
+    (starter,) = front.children()
+    (runner,) = starter.children()
+    assert starter.cmdline()[-2].endswith("starter.py")
+    assert runner.cmdline()[-1].endswith("runner.py")
+    assert filters(front) == filters(starter) + 1, "the front has not given anything up"
+    assert filters(runner) == filters(starter) + 1, "the runner has not sealed itself"
+
+
 @pytest.mark.parametrize("level", [Level.NAMESPACES, Level.GUARD, Level.PARTIAL])
 async def test_the_embedded_daemon_answers_in_its_jail(level: Level, base: Path) -> None:
     argv = settings.embedded_command()
@@ -72,5 +91,6 @@ async def test_the_embedded_daemon_answers_in_its_jail(level: Level, base: Path)
         answer = await fetch(child.dial, request, connect_s=5, answer_s=60)
         assert answer.status == 200, answer.body
         assert json.loads(answer.body)["response"]
+        assert_each_keeps_to_its_part(child.pid)
         exit_ = await child.stop(10.0)
         assert exit_.returncode == 0, exit_.tail

@@ -144,6 +144,29 @@ def test_a_sealed_process_opens_and_starts_nothing(column: int) -> None:
     assert bpf.run(program, data) == ALLOW
 
 
+@pytest.mark.parametrize("column", [X86, ARM])
+def test_a_front_starts_nothing_and_opens_no_socket(column: int) -> None:
+    program = seccomp.serving_filter(column, 4242)
+
+    def decision(name: str, *arguments: int) -> int | None:
+        number = SYSCALLS[name][column]
+        padded = (*arguments, *(0,) * (6 - len(arguments)))
+        data = struct.pack("=IIQ6Q", number or 0, ARCHITECTURES[column], 0, *padded)
+        return None if number is None else bpf.run(program, data)
+
+    for name in (*seccomp.NOT_SERVING, *seccomp.NOT_PERMITTED):
+        assert decision(name) in (refused(errno.EPERM), None), name
+    for name in seccomp.NOT_THERE:
+        assert decision(name) == refused(errno.ENOSYS)
+    for name in ("accept", "listen", "openat", "sendmsg", "setsockopt", "seccomp"):
+        assert decision(name) == ALLOW
+    threads = 0x3D0F00  # as the C library begins one
+    assert decision("clone", HIGH | threads) == ALLOW
+    assert decision("clone", 0x01200000 | 17) == refused(errno.EPERM)
+    assert decision("tgkill", 4242, 4243, 6) == ALLOW
+    assert decision("tgkill", 1, 1, 9) == refused(errno.EPERM)
+
+
 def test_a_program_fits_the_kernel() -> None:
     for column in (X86, ARM):
         program = seccomp.jail_filter(column, own_space=False, guarded=True)

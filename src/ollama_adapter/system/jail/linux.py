@@ -38,6 +38,7 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "fchownat": (260, 54),
     "file_setattr": (469, 469),
     "finit_module": (313, 273),
+    "fork": (57, None),
     "fremovexattr": (199, 16),
     "fsconfig": (431, 431),
     "fsetxattr": (190, 7),
@@ -149,6 +150,7 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "utime": (132, None),
     "utimensat": (280, 88),
     "utimes": (235, None),
+    "vfork": (58, None),
     "vhangup": (153, 58),
 }
 MACHINES = {"x86_64": 0, "amd64": 0, "aarch64": 1, "arm64": 1}

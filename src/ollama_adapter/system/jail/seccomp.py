@@ -23,6 +23,7 @@ ARCHITECTURES = (0xC000003E, 0xC00000B7)  # x86_64, aarch64
 X32_BIT = 0x40000000
 
 NEW_NAMESPACES = 0x7E020080  # CLONE_NEW{TIME,NS,CGROUP,UTS,IPC,USER,PID,NET}
+CLONE_THREAD = 0x10000
 EXIT_SIGNAL = 0xFF  # clone has the signal where unshare has CLONE_NEWTIME
 MSG_FASTOPEN = 0x20000000
 MFD_NOEXEC_SEAL = 0x8
@@ -68,6 +69,21 @@ SEALED = (
     *("execve", "execveat", "memfd_create"),
 )
 
+NOT_SERVING = (
+    *(
+        "execve",
+        "fork",
+        "vfork",
+        "socket",
+        "socketpair",
+        "connect",
+        "bind",
+        "memfd_create",
+        "unshare",
+    ),
+    *("kill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal"),
+)
+
 
 def refuse(code: int) -> bpf.Instruction:
     return bpf.decide(ERROR | code)
@@ -109,6 +125,20 @@ def sealed_filter(column: int) -> Program:
     program = _entry(column)
     for name in SEALED:
         program += _on(name, column, [refuse(errno.EACCES)])
+    return [*program, bpf.decide(ALLOW)]
+
+
+def serving_filter(column: int, pid: int) -> Program:
+    """For the process `pid`, which reads, writes and accepts: it starts nothing and opens no socket."""
+    program = _entry(column)
+    for name in (*NOT_PERMITTED, *NOT_SERVING):
+        program += _on(name, column, [refuse(errno.EPERM)])
+    for name in NOT_THERE:
+        program += _on(name, column, [refuse(errno.ENOSYS)])
+    new_process = [bpf.argument(0), *bpf.if_any_bit(CLONE_THREAD, [bpf.decide(ALLOW)])]
+    program += _on("clone", column, [*new_process, refuse(errno.EPERM)])
+    myself = [bpf.argument(0), *bpf.unless_one_of([pid], [refuse(errno.EPERM)])]
+    program += _on("tgkill", column, [*myself, bpf.decide(ALLOW)])
     return [*program, bpf.decide(ALLOW)]
 
 

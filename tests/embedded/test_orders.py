@@ -1,0 +1,162 @@
+"""The starter: it starts what it knows and connects to that, and nobody of the three outlives another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ollama_adapter.embedded.importer import import_gguf
+from ollama_adapter.embedded.orders import Orders, Process
+from ollama_adapter.errors import ConnectFailed
+from ollama_adapter.system.jail import landlock
+from tests.embedded import daemons
+from tests.embedded.daemons import Daemon, gone, running
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the front keeps its rights"),
+]
+LISTENS = """
+import json, os, socket, sys
+told = sys.stdin.readline()
+server = socket.create_server(("127.0.0.1", 0))
+print(json.dumps({"port": server.getsockname()[1]}), flush=True)
+connection, _ = server.accept()
+connection.sendall(json.dumps({"told": told, "environment": sorted(os.environ)}).encode())
+sys.stdin.read()
+"""
+
+
+def ended_early() -> None:
+    raise AssertionError("the starter ended")
+
+
+@pytest.fixture
+async def orders(tmp_path: Path) -> AsyncIterator[Orders]:
+    path = tmp_path / "runner.py"
+    path.write_text(LISTENS)
+    begun = Orders.begin(sys.executable, str(path))
+    assert begun is not None
+    begun.attach(ended_early)
+    yield begun
+    begun.close()
+
+
+async def listening(orders: Orders) -> Process:
+    process = await orders.start()
+    await process.tell(b"settings\n")
+    assert b"port" in await process.report()
+    return process
+
+
+async def test_an_order_brings_a_runner_and_sockets_that_are_connected_to_it(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await listening(orders)
+    with await process.dial(9) as connection:  # whatever port it names
+        data = await asyncio.get_running_loop().sock_recv(connection, 1 << 16)
+    assert b"settings" in data
+    assert b"OLLAMA" not in data
+    process.kill()
+    assert await process.wait() == process.returncode == -signal.SIGKILL
+    process.kill()  # once more, when it is gone
+    with pytest.raises(ConnectFailed):
+        await process.dial(9)
+
+
+async def test_several_runners_are_told_apart(orders: Orders) -> None:
+    first, second = await listening(orders), await listening(orders)
+    assert first.pid != second.pid
+    first.kill()
+    await first.wait()
+    with await second.dial(0) as connection:
+        assert await asyncio.get_running_loop().sock_recv(connection, 8)
+    assert second.returncode is None
+
+
+async def test_who_asks_and_goes_leaves_nothing_open(orders: Orders) -> None:
+    process = await listening(orders)
+    before = set(os.listdir("/proc/self/fd"))
+    asking = [asyncio.ensure_future(process.dial(0)) for _ in range(5)]
+    await asyncio.sleep(0)  # noqa: TID251 - the orders are sent
+    for each in asking:
+        each.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    with await process.dial(0):  # by now the others have been answered
+        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+
+
+async def test_a_start_that_is_given_up_ends_its_process(orders: Orders) -> None:
+    starting = asyncio.ensure_future(orders.start())
+    await asyncio.sleep(0)  # noqa: TID251 - the order is sent
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await listening(orders)  # by now the first has been told of
+    runners = psutil.Process(orders.pid).children()
+    assert len([each for each in runners if each.status() != psutil.STATUS_ZOMBIE]) == 1
+
+
+async def test_a_starter_that_can_start_no_more_says_so_and_goes_on(orders: Orders) -> None:
+    process = await listening(orders)
+    held = len(os.listdir(f"/proc/{orders.pid}/fd"))
+    soft, hard = resource.prlimit(orders.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(orders.pid, resource.RLIMIT_NOFILE, (held + 2, hard))
+    with pytest.raises(OSError, match="open files"):
+        await orders.start()
+    resource.prlimit(orders.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    await listening(orders)
+    assert process.returncode is None
+
+
+async def test_the_end_of_the_starter_is_told_once(tmp_path: Path) -> None:
+    orders = Orders.begin()
+    assert orders is not None
+    told = asyncio.Event()
+    orders.attach(told.set)
+    os.kill(orders.pid, signal.SIGKILL)
+    await told.wait()
+    orders.send({"do": "start", "id": 1})  # nobody is there any more
+    orders.close()
+
+
+@pytest.fixture
+def own(store_root: Path) -> Iterator[Daemon]:
+    with running(store_root) as daemon:
+        daemon.generate("")
+        yield daemon
+
+
+@pytest.mark.parametrize("victim", ["front", "starter"])
+def test_nobody_outlives_the_front_or_the_starter(victim: str, own: Daemon) -> None:
+    family = own.family()
+    assert len(family) == 2
+    os.kill(own.process.pid if victim == "front" else own.starter().pid, signal.SIGKILL)
+    code = own.process.wait(daemons.WATCHDOG_S)
+    assert code == (-signal.SIGKILL if victim == "front" else 1)
+    assert gone(family)
+    with socket.create_server(("127.0.0.1", own.port)):
+        pass  # the port is free
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_front_opens_no_file_outside_its_store(
+    inside: bool, files: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    import_gguf(files / "tiny.gguf", "tiny", models)
+    blob = max((models / "blobs").iterdir(), key=lambda each: each.stat().st_size)
+    elsewhere = (models if inside else tmp_path) / "weights"
+    blob.rename(elsewhere)
+    blob.symlink_to(elsewhere)
+    with running(models) as daemon:
+        opened = daemon.ask("/api/show", {"model": "tiny"}).status == 200
+    assert opened is (inside or not landlock.abi())
