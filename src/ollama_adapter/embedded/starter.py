@@ -2,8 +2,9 @@
 
 A small process, run by its path with `-I -S`, begun before the front gives that up. It knows one
 program and one environment: an order says when, never what, and gives a label to know a runner by. It
-sees no prompt and no key: the front tells a runner its settings through a pipe that it is handed. When the front ends, so do this process
-and all runners; when this process ends, the kernel ends the runners, and the front ends itself.
+sees no prompt and no key: the front tells a runner its settings through a pipe that it is handed. When
+the front ends, so do this process and all runners; when this process ends, the kernel ends the runners,
+and the front ends itself.
 
 In:  {"do": "start", "id", "label"}, {"do": "kill", "id"}, {"do": "dial", "id", "call"}
 Out: {"event": "started", "id", "pid"} with two descriptors, the runner's input and its log, or
