@@ -85,7 +85,9 @@ class Backing:
         return self._memory.find(self._pool.digest(request.model), request)
 
     async def _open_once(self, request: Request, statistics: Statistics, sink: Sink) -> Exchange:
-        statistics.warm = await self.load(request)
+        warm = await self.load(request)
+        if not statistics.tokens:  # afterwards it says nothing of the first token
+            statistics.warm = warm
         statistics.degraded = request.ungranted(self._daemon.missing)
         if request.renders and "_debug_render_only" in statistics.degraded:
             raise InvalidRequest(

@@ -27,7 +27,7 @@ class Interruption(StrEnum):
     RUNNER_DIED = "the process that ran the model died"
     DAEMON_ERROR = "the daemon reported an error"
     STALLED = "no token came within the limit"
-    DIVERGED = "the second run of the request went another way"
+    DIVERGED = "the answer that should have gone on was another one"
 
 
 class AdapterError(Exception):

@@ -58,8 +58,14 @@ class Recovery:
     """One session's. `way_on` is asked after every interruption, and raises when there is no way on."""
 
     def __init__(
-        self, request: Request, backing: Backing, limits: StreamConfig, clock: Clock
+        self,
+        session_id: str,
+        request: Request,
+        backing: Backing,
+        limits: StreamConfig,
+        clock: Clock,
     ) -> None:
+        self._session_id = session_id
         self._request = request
         self._backing = backing
         self._limits = limits
@@ -121,14 +127,14 @@ class Recovery:
     # Deciding
 
     def _note(self, cut: AdapterError, tokens: int) -> None:
-        if isinstance(cut, StreamInterrupted):
-            self._interruption = cut
         if tokens > self._tokens:  # it has got on since the last time
             self._tokens, self._since_ns = tokens, self._clock.now_ns()
+            self._interruption = cut if isinstance(cut, StreamInterrupted) else None
         elif self._way is not None:
             self._refuse(f"{self._way}: {_name(cut)}")
         # Asking once more would end the same.
-        final = isinstance(cut, ResponseError) or self._reason is Interruption.DIVERGED
+        diverged = isinstance(cut, StreamInterrupted) and cut.reason is Interruption.DIVERGED
+        final = diverged or isinstance(cut, ResponseError)
         if self._way is not None and final:
             self._spent.add(self._way)
 
@@ -157,7 +163,9 @@ class Recovery:
         joint = Joint(way, self._reason.value)
         if way is Way.RERUN:
             joint.replay = Replay(transcript)
-        if way in (Way.RERUN, Way.ANEW):
+        if way is Way.ANEW:
+            return WayOn(self._request, joint, self._limits.first_token_s)
+        if way is Way.RERUN:
             return WayOn(self._request, joint, self._remaining_s())
         ids = transcript.ids
         joint.exact = ids is not None
@@ -227,17 +235,17 @@ class Recovery:
 
     def _ended(self, cut: AdapterError, transcript: Transcript) -> AdapterError:
         """Nothing is left to try."""
-        first = self._interruption
-        if first is None:
-            return cut
+        cause = self._interruption or cut
+        if not isinstance(cause, StreamInterrupted) and not len(transcript):
+            return cause
         could_not = ", and could not go on" if self._limits.resume_tries else ""
         return StreamInterrupted(
-            f"{first}{could_not}",
-            session_id=first.session_id,
+            f"{cause}{could_not}",
+            session_id=self._session_id,
             tokens=len(transcript),
-            reason=first.reason,
+            reason=self._reason,
             refusals=tuple(self._refusals),
-            hint=first.hint,
+            hint=cause.hint,
         )
 
 

@@ -93,7 +93,7 @@ class Session:
         self._transcript = Transcript()
         self._private = private
         self._kept: list[TokenEvent] | None = [] if limits.cache_bytes and not private else None
-        self._recovery = Recovery(request, backing, limits, clock)
+        self._recovery = Recovery(statistics.session_id, request, backing, limits, clock)
         self._generation = Generation(
             statistics,
             mapper,

@@ -50,7 +50,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(names: set[str]) -> None:
     tops = {name.partition("/")[0] for name in names}
     ours = {"ollama_adapter", "pytest_ollama_adapter.py"}
     assert {top for top in tops if not top.endswith(".dist-info")} == ours
-    strange = ("test", "conftest", "cache", ".pyc", "/.")
+    strange = ("test", "conftest", "__pycache__", ".pyc", "/.")
     assert [name for name in names if any(word in name.lower() for word in strange)] == [
         name
         for name in names

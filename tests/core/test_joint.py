@@ -31,11 +31,18 @@ class Stream:
         self.events.append(event)
         self.transcript.add([event])
 
-    def say(self, *pieces: str, candidates: list[Candidate] | None = None) -> None:
+    def say(
+        self,
+        *pieces: str,
+        candidates: list[Candidate] | None = None,
+        ids: tuple[int, ...] | None = None,
+    ) -> None:
         for each in pieces:
             self.now_ns += 10 * MS
             entries = [LogprobEntry(each, -0.5, candidates)] if candidates else None
-            self.generation.receive(GenerateRecord(response=each, logprobs=entries), self.now_ns)
+            self.generation.receive(
+                GenerateRecord(response=each, logprobs=entries, token_ids=ids), self.now_ns
+            )
 
     def call(self, name: str) -> None:
         calls = [{"function": {"name": name}}]
@@ -65,7 +72,7 @@ def test_events_say_by_which_way_they_came() -> None:
         if way is not Way.ANEW:
             stream.say("a")
         stream.go_on(way)
-        stream.say(*(["a", "b"] if way is Way.RERUN else ["b"]))
+        stream.say(*(["a", "b"] if way is Way.RERUN else ["b"]), ids=(7,))
         last = stream.events[-1]
         assert (last.source, last.way) == after
         assert all(each.source is Source.LIVE for each in stream.events[:-1])
@@ -118,6 +125,23 @@ def test_a_second_run_that_goes_another_way_delivers_nothing_and_is_an_error() -
     stream.say("c")
     assert stream.generation.error is None
     assert stream.text == "abc"
+
+
+def test_an_answer_without_ids_does_not_go_on_from_ids() -> None:
+    stream = Stream()
+    stream.say("a", ids=(1,))
+    stream.go_on(Way.TOKENS)
+    stream.say("a")  # another daemon, which began anew
+    assert isinstance(stream.generation.error, StreamInterrupted)
+    assert stream.text == "a"
+
+
+def test_the_ids_of_a_piece_that_is_new_in_part_are_not_told() -> None:
+    stream = Stream()
+    stream.say("a", ids=(1,))
+    stream.go_on(Way.RERUN)
+    stream.say("ab", ids=(2,))
+    assert (stream.text, stream.events[-1].token_ids) == ("ab", None)
 
 
 def test_a_second_run_that_ends_early_is_another_one() -> None:

@@ -149,7 +149,7 @@ class Generation:
         statistics = self.statistics
         index = statistics.tokens
         if self._joint is not None:
-            admitted = self._join(self._joint, token, channel, entry, tool_calls, now_ns)
+            admitted = self._join(self._joint, token, channel, entry, ids, tool_calls, now_ns)
             if admitted is None:
                 return
             ids = ids if admitted == token else None  # they are those of the whole piece
@@ -212,10 +212,14 @@ class Generation:
         token: str,
         channel: Channel,
         entry: LogprobEntry | None,
+        ids: tuple[int, ...] | None,
         tool_calls: list[dict[str, Any]] | None,
         now_ns: int,
     ) -> str | None:
         """What is new of a piece; with the first that is, the seam is closed."""
+        if joint.way is Way.TOKENS and ids is None:  # a daemon that knows none began anew
+            self._fail_to_join()
+            return None
         candidates = entry.top_logprobs if entry is not None else None
         admitted = joint.admit(token, channel, candidates, tool_calls)
         if joint.diverged:
@@ -226,8 +230,7 @@ class Generation:
 
     def _fail_to_join(self) -> None:
         self.error = StreamInterrupted(
-            f"a second run of the request gave another answer than the first {self.statistics.tokens}"
-            " tokens",
+            f"the answer that should have gone on after {self.statistics.tokens} tokens is another one",
             session_id=self.statistics.session_id,
             tokens=self.statistics.tokens,
             reason=Interruption.DIVERGED,
