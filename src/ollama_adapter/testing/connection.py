@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         if request is not None:
             self._closes = request.headers.get("connection", "").lower() == "close"
             self.service = self._scope.spawn(self._serve(request), name="pretended service")
+            self.service.add_done_callback(self._served)
 
     async def _serve(self, request: ScriptedRequest) -> None:
         try:
@@ -102,11 +103,13 @@ class Connection(asyncio.Protocol):
         except BaseException:  # a fault of ours: the client shall not wait for it
             self.drop()
             raise
-        finally:
-            self.service = None
+
+    def _served(self, service: asyncio.Task[None]) -> None:
+        self.service = None
         if self.left or self._closes:
             self.close()
-        self._next()
+        elif not service.cancelled():
+            self._next()
 
     def _leave(self) -> None:
         if self.left:
