@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -116,13 +117,20 @@ def test_the_examples_of_the_page_pass(tmp_path: Path) -> None:
         (tmp_path / f"test_{number}.py").write_text(block, "utf-8")
     tests = sum(block.count("def test_") for block in blocks)
     assert tests >= 5
-    assert f"{tests} passed" in run_pytest(tmp_path)
+    assert f"{tests} passed" in run_pytest(tmp_path, "-p", "pytest_ollama_adapter", others=False)
 
 
-def run_pytest(directory: Path) -> str:
-    """The output of a run that has nothing but the package installed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
+def run_pytest(directory: Path, *arguments: str, others: bool = True) -> str:
+    """The output of a run; `others`: with the plugins that are found by their entry points, as ours is."""
+    environment = dict(os.environ) | ({} if others else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, "."]
     done = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, timeout=100, check=False
+        command,
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     return done.stdout + done.stderr
