@@ -79,6 +79,36 @@ def test_what_works_has_spent_more_each_time_and_is_ended_when_told() -> None:
     assert left is not None and (left.spent, left.identified) == ({}, False)
 
 
+HIDDEN = """
+import threading
+threading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()
+print("ready", flush=True)
+input()
+"""
+
+
+def test_a_thread_that_works_behind_one_that_sleeps_is_seen_to_want_the_cpu() -> None:
+    argv = [sys.executable, "-c", HIDDEN]
+    busy = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert busy.stdout is not None and busy.stdout.readline()
+        with daemon(REST, "sha256-aa") as process:
+            (mine,) = [each for each in psutil.Process().children() if each.pid == busy.pid]
+            while mine.status() != psutil.STATUS_SLEEPING:  # its main thread waits for its input
+                pass
+            both = take(os.getpid(), "", CLOCK)
+            resting = take(process.pid, "", CLOCK)
+            while (
+                resting is not None and resting.runnable
+            ):  # it may not have come to its `read` yet
+                resting = take(process.pid, "", CLOCK)
+        assert both is not None and both.runnable
+        assert resting is not None and not resting.runnable
+    finally:
+        busy.kill()
+        busy.communicate()
+
+
 def test_a_daemon_that_has_gone_has_no_runners_and_none_at_all_cannot_be_seen() -> None:
     with daemon(REST) as process:
         pass

@@ -11,12 +11,14 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.system.clock import Clock
 
 LOOK_NS: Final = 200_000_000  # between two looks at the CPU time
+RUNNABLE: Final = "R"
 FRESH_NS: Final = 50_000_000  # a sample serves all who want one meanwhile
 STARTER: Final = os.path.join("embedded", "starter.py")
 
@@ -66,13 +68,11 @@ def take(daemon_pid: int | None, weights: str, clock: Clock) -> Sample | None:
     try:
         for child in psutil.Process(daemon_pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                status = child.status()
                 command = child.cmdline()
-                if status != psutil.STATUS_ZOMBIE and not _is_starter(command):
+                if child.status() != psutil.STATUS_ZOMBIE and not _is_starter(command):
                     times = child.cpu_times()
                     named = bool(weights) and any(weights in each for each in command)
-                    running = status == psutil.STATUS_RUNNING
-                    found.append((child, times.user + times.system, running, named))
+                    found.append((child, times.user + times.system, _wants_cpu(child), named))
     except psutil.NoSuchProcess:
         pass
     except psutil.Error:
@@ -86,6 +86,19 @@ def take(daemon_pid: int | None, weights: str, clock: Clock) -> Sample | None:
         identified,
         [process for process, *_ in mine],
     )
+
+
+def _wants_cpu(process: Any) -> bool:
+    """One of its threads runs, or would if it were let: a machine that is starved is not at rest."""
+    try:
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                state = (thread / "stat").read_text("ascii", "replace").rpartition(")")[2]
+                if state.split()[0] == RUNNABLE:
+                    return True
+        return False
+    except OSError:  # another system than Linux, or another user
+        return bool(process.status() == "running")
 
 
 class Sampler:
