@@ -75,6 +75,7 @@ class Report:
     passed: int = 0
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    broken_off: bool = False
 
     def measured(
         self, what: str, value: float | Sequence[float], goal: str, unit: str, times: int = 0
@@ -91,7 +92,8 @@ class Report:
         elif report.when == "call":
             self.passed += 1
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.broken_off = exitstatus == pytest.ExitCode.INTERRUPTED
         if self.path is not None:
             self.path.write_text(self.render(), "utf-8")
 
@@ -104,6 +106,8 @@ class Report:
         yield f"{datetime.datetime.now(datetime.UTC).date()}: {_machine()}."
         yield ""
         yield f"{self.passed:,} tests passed, {len(self.failed)} failed, {len(self.skipped)} skipped."
+        if self.broken_off:
+            yield "\nThe run was broken off: what is not here was not measured."
         for title, names in (("Failed", self.failed), ("Skipped", self.skipped)):
             yield from ["", f"{title}:", *(f"- `{each}`" for each in names)] if names else []
         yield "\n| what | goal | measured | times |\n|---|---|---|---|"

@@ -73,6 +73,14 @@ def test_a_number_counts_what_it_was_given() -> None:
     assert [each.times for each in report.numbers] == [2, 50]
 
 
+def test_a_run_that_was_broken_off_says_so() -> None:
+    report = Report(None)
+    report.pytest_sessionfinish(pytest.ExitCode.OK)
+    assert "broken off" not in report.render()
+    report.pytest_sessionfinish(pytest.ExitCode.INTERRUPTED)
+    assert "broken off" in report.render()
+
+
 def test_the_page_of_a_run_has_its_numbers_and_its_failures(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS, "utf-8")
     page = tmp_path / "page.md"

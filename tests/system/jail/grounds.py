@@ -49,20 +49,20 @@ USERS = tuple(each for each in (("root", "ordinary") if ROOT else ("ordinary",))
 
 
 @functools.cache
-def facts_of(user: str, *, refuse: bool = False) -> Facts:
+def facts_of(user: str, **wanted: bool) -> Facts:
     """What holds for that user, as our own probe reports it."""
     argv = [sys.executable, "-I", "-S", str(TRAMPOLINE), "probe"]
-    done = subprocess.run(staged(argv, user, refuse=refuse), capture_output=True, check=True)
+    done = subprocess.run(staged(argv, user, **wanted), capture_output=True, check=True)
     return Facts(**json.loads(done.stdout))
 
 
-def lacking(user: str, level: Level, *, refuse: bool = False) -> str:
+def lacking(user: str, level: Level) -> str:
     """Why that user cannot have this very level here; "" where it can be had."""
     if level is Level.NONE:
         return ""
     without = tuple(each for each in Level if each not in (level, Level.NONE))
     try:
-        found = decide(facts_of(user, refuse=refuse), "partial", without=without)
+        found = decide(facts_of(user), "partial", without=without)
     except NotSandboxed as error:
         return str(error)
     return "" if found.level is level else "; ".join(found.reasons)

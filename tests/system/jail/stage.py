@@ -4,6 +4,7 @@ argv[1] is JSON: "argv", and what is wanted of
 "open": paths that everybody shall be able to reach, whatever lies above them (ours may lie in a home),
 "hide": [path, place]: the path is also there, below a directory that only we can enter,
 "refuse": user and network namespaces are switched off by policy, as an administrator does it,
+"contain": root keeps the rights that it has in a container, which are few,
 "uid": the user to become.
 All of it is in a mount or user namespace of this process: the machine stays as it is.
 """
@@ -17,6 +18,23 @@ import sys
 
 NEWNS, NEWUSER = 0x20000, 0x10000000
 BIND, REC, PRIVATE = 1 << 12, 1 << 14, 1 << 18
+DROP_FROM_BOUNDS, LAST_CAPABILITY = 24, 40
+IN_A_CONTAINER = {
+    0,
+    1,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    13,
+    18,
+    27,
+    29,
+    31,
+}  # of Docker, if nobody asks for more
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -59,10 +77,11 @@ def closed_above(path: str) -> str:
 
 def hide(path: str, place: str) -> None:
     os.mkdir(os.path.dirname(place), 0o700)
-    if os.geteuid():
+    try:
+        own_mounts()
+    except OSError:  # a link leads there, too
         os.symlink(path, place)
         return
-    own_mounts()
     os.mkdir(place)
     mount(path, place, flags=BIND | REC)
 
@@ -99,6 +118,13 @@ def write_maps(pid: int, uid: int, gid: int) -> None:
             file.write(text)
 
 
+def contain() -> None:
+    if os.geteuid():
+        return  # an ordinary user has no rights to lose
+    for each in set(range(LAST_CAPABILITY + 1)) - IN_A_CONTAINER:
+        check(libc.prctl(DROP_FROM_BOUNDS, each, 0, 0, 0))
+
+
 def become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -112,6 +138,8 @@ def main() -> None:
         hide(*wanted["hide"])
     if wanted.get("refuse"):
         refuse_namespaces()
+    if wanted.get("contain"):
+        contain()
     if wanted.get("uid"):
         become(wanted["uid"])
     os.execv(wanted["argv"][0], wanted["argv"])

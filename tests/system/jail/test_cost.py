@@ -22,7 +22,7 @@ JAILS = (Level.NAMESPACES, Level.GUARD, Level.PARTIAL)
 def test_a_jail_costs_nothing_per_token_and_little_per_start(
     user: str, homes: Path, scaled: Callable[[int], int], measured: Callable[..., None]
 ) -> None:
-    times = scaled(50)
+    times = scaled(20)
     wanted = [Level.NONE, *(each for each in JAILS if not lacking(user, each))]
     done = run_staged([str(HERE / "cost.py"), str(times), *wanted], user, homes)
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,7 @@ SPREAD_S = {"starting": 0.8, "loading": 0.3, "generating": 0.1, "idle": 0.05}
 ROLES = ("application", "keeper", "daemon", "runner")
 LEVELS = (Level.NAMESPACES, Level.GUARD, Level.PARTIAL, Level.NONE)
 PAIRS = [
-    # each role and each level in `make test`, each pair of them in `make soak`
+    # each role and each level in `make test`; in `make soak` each pair of them, so 100 kills of each role
     pytest.param(role, level, marks=pytest.mark.soak if (i + j) % 2 else ())
     for i, role in enumerate(ROLES)
     for j, level in enumerate(LEVELS)
@@ -145,7 +145,7 @@ def test_whoever_is_killed_whenever_nobody_is_left(
     chance = random.Random(f"{role} {level}")
     times: list[float] = []
     with watching() as warden:
-        for _ in range(scaled(100)):
+        for _ in range(scaled(25)):
             kill = Kill(role, chance.choice(MOMENTS), level, chance.choice(USERS))
             if level_of(kill) != level.words:
                 with application(kill, homes) as started:

@@ -14,6 +14,7 @@ from ollama_adapter.system.jail.linux import prctl, syscall
 
 TYPE_CHECKING = False  # as typing's, whose import would cost more than all of this
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 _SET_PDEATHSIG, _SET_DUMPABLE, _CAPBSET_DROP, _SET_NO_NEW_PRIVS, _CAP_AMBIENT = 1, 4, 24, 38, 47
@@ -43,7 +44,7 @@ def limit_resources(policy: dict[str, Any]) -> None:
             resource.setrlimit(kind, (value, value))
 
 
-def leave_root(uid: int, own: list[str]) -> None:
+def leave_root(uid: int, own: Sequence[str] = ()) -> None:
     """Become `uid`, if we are root; the directories in `own` become its property."""
     if os.geteuid() != 0:
         return

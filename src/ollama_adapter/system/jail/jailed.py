@@ -77,8 +77,11 @@ class Jailed:
             if event == "failed":
                 raise OSError(1, words)
             if event == "guarded":
+                from ollama_adapter.system.jail import confine
                 from ollama_adapter.system.jail.guard import Guard
 
+                # whoever looks into the daemon must be its user: root in a container may not
+                confine.leave_root(self._spec["policy"]["uid"])
                 self._guard = Guard(fds.pop())
             elif event == "starting":
                 self.pid = sender

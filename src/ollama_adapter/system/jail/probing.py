@@ -11,6 +11,7 @@ from ollama_adapter.system.jail import confine, landlock, namespaces, seccomp, v
 from ollama_adapter.system.jail.linux import prctl, syscall
 
 _GET_ACTION_AVAIL = 2
+_SET_DUMPABLE = 4
 _NOTHING = {"read": (), "write": (), "execute": (), "devices": ()}
 
 
@@ -50,9 +51,14 @@ def _try_filter() -> None:
 
 
 def _try_notify() -> None:
-    """A notifier, and the right to take a descriptor out of a child."""
+    """A notifier, and the right to take a descriptor out of a child: as the user who will take it."""
     action = ctypes.create_string_buffer(struct.pack("=I", seccomp.NOTIFY), 4)
     syscall("seccomp", _GET_ACTION_AVAIL, 0, action)
+    if os.geteuid() == 0:
+        from ollama_adapter.system.jail.paths import JAIL_UID
+
+        confine.leave_root(JAIL_UID)
+        prctl(_SET_DUMPABLE, 1)  # as a program that is started anew is
     ready, wait = os.pipe()
     child = os.fork()
     if child == 0:
