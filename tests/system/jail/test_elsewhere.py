@@ -23,7 +23,12 @@ STAGES = {
     "namespaces switched off": {"refuse": True},
     "in a container": {"refuse": True, "contain": True},  # as root it has few rights there
 }
-CASES = [(user, stage) for user in USERS for stage in STAGES]
+CASES = [
+    (user, stage)
+    for user in USERS
+    for stage in STAGES
+    if (user, stage) != ("ordinary", "in a container")  # which takes nothing from it
+]
 
 
 def decision_for(user: str, stage: str) -> Decision:
