@@ -88,23 +88,38 @@ def hide(path: str, place: str) -> None:
 
 def refuse_namespaces() -> None:
     """In a user namespace of our own, whose limits bind all that comes after us."""
+    trial = os.fork()
+    if trial == 0:
+        try:
+            enter_user_namespace()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(trial, 0)
+    if status == 0:  # else they are refused here anyway
+        enter_user_namespace()
+
+
+def enter_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     entered, entering = os.pipe()
     mapper = os.fork()
     if mapper == 0:  # only from outside can root map more users than itself
         os.close(entering)
-        if os.read(entered, 1):
-            write_maps(os.getppid(), uid, gid)
+        try:
+            if os.read(entered, 1):
+                write_maps(os.getppid(), uid, gid)
+        except OSError:
+            os._exit(1)
         os._exit(0)
-    refused = libc.unshare(NEWUSER) < 0  # then they are refused here anyway
-    if not refused:
+    try:
+        check(libc.unshare(NEWUSER))
         os.write(entering, b"+")
-    os.close(entering)
-    _, status = os.waitpid(mapper, 0)
+    finally:
+        os.close(entering)
+        _, status = os.waitpid(mapper, 0)
     if status:
-        raise OSError(1, "the users could not be mapped")
-    if refused:
-        return
+        raise OSError(1, "the users cannot be mapped")
     for name in ("user", "net", "pid", "mnt", "ipc"):
         with open(f"/proc/sys/user/max_{name}_namespaces", "w") as file:
             file.write("0")
