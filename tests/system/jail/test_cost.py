@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def test_a_jail_costs_nothing_per_token_and_little_per_start(
     done = run_staged([str(HERE / "cost.py"), str(times), *wanted], user, homes)
     assert done.returncode == 0, done.stderr
     report: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    without = statistics.median(report[Level.NONE]["spawn_s"])
+    without = min(report[Level.NONE]["spawn_s"])  # what others run only ever adds
     for level in wanted:
         told = report[level]
         assert told["between"] == (3 if level is Level.NAMESPACES else 1)
@@ -37,6 +36,6 @@ def test_a_jail_costs_nothing_per_token_and_little_per_start(
         ready_ms = [max(0.0, each * 1e3) for each in told["ready_s"]]
         measured(f"ready after its first answer, {level}, as {user}", ready_ms, "≤ 50", "ms")
         if level is not Level.NONE:
-            more_ms = (statistics.median(told["spawn_s"]) - without) * 1e3
-            what = f"trampoline per spawn (median), {level}, as {user}"
+            more_ms = (min(told["spawn_s"]) - without) * 1e3
+            what = f"trampoline per spawn (least of all), {level}, as {user}"
             measured(what, more_ms, "≤ 30", "ms", times)
