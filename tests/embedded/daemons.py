@@ -129,8 +129,10 @@ class Stream:
         return b""
 
 
-def spawn(models: Path, port: int = 0, **env: str) -> subprocess.Popen[bytes]:
-    """The daemon's process, just started."""
+def spawn(
+    models: Path, port: int = 0, of_its_own: bool = False, /, **env: str
+) -> subprocess.Popen[bytes]:
+    """The daemon's process, just started; in a group of its own where that is asked for."""
     environment = {name: value for name, value in os.environ.items() if "OLLAMA" not in name}
     environment |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(models), **env}
     return subprocess.Popen(
@@ -139,6 +141,7 @@ def spawn(models: Path, port: int = 0, **env: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        start_new_session=of_its_own,
     )
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import os
+import random
 import resource
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -145,6 +150,50 @@ def test_nobody_outlives_the_front_or_the_starter(victim: str, own: Daemon) -> N
     assert gone(family)
     with socket.create_server(("127.0.0.1", own.port)):
         pass  # the port is free
+
+
+def group_of(leader: int) -> set[int]:
+    """Who of a process group lives, the leader's own zombie apart."""
+    found = set()
+    for each in psutil.process_iter(["status"]):
+        with contextlib.suppress(OSError):
+            if os.getpgid(each.pid) == leader and each.info["status"] != psutil.STATUS_ZOMBIE:
+                found.add(each.pid)
+    return found
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", ["front", "starter", "runner"])
+def test_killed_at_any_moment_nobody_is_left(
+    victim: str, store_root: Path, scaled: Callable[[int], int]
+) -> None:
+    moments = random.Random(victim)
+    for _ in range(scaled(100)):
+        port = daemons.free_port()
+        process = daemons.spawn(store_root, port, True)
+        daemon = Daemon(process, port, store_root)
+        load = threading.Thread(target=load_a_model, args=(daemon,), daemon=True)
+        load.start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0.0, 1.5))
+        found = {"front": [psutil.Process(process.pid)]}
+        found["starter"] = [each for each in daemon.family() if daemons.is_starter(each)]
+        found["runner"] = daemon.runners()
+        for each in found[victim]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        if not found[victim] or victim == "runner":  # it had not begun, or is not the whole
+            process.terminate()
+        process.communicate(timeout=daemons.WATCHDOG_S)
+        while group_of(process.pid):
+            pass
+        load.join(daemons.WATCHDOG_S)
+
+
+def load_a_model(daemon: Daemon) -> None:
+    while daemon.process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            daemon.generate("", options={"num_ctx": random.randint(64, 512)})
 
 
 @pytest.mark.parametrize("inside", [True, False])
