@@ -30,7 +30,8 @@ PROMPT = "Kolibri-5829: a prompt that is nobody's business"
 SHORT_S = 0.1  # the limit of a stage at which only a limit ends the call
 LONG_S = 60.0
 WATCHDOG_S = 30.0
-TURNS = (Stage.SHOW, Stage.LOAD, Stage.EMBED)
+EVERYWHERE = [name for name in ROGUES if len(ENDS[name]) == len(Stage)]
+TURNS = (Stage.SHOW, Stage.RESIDENTS, Stage.LOAD, Stage.EMBED)
 PROXIES = (
     "http_proxy",
     "https_proxy",
@@ -129,34 +130,42 @@ async def strike(name: str, stage: Stage) -> None:
     assert server.sent <= MOST_BYTES, f"{name} at {stage} was listened to for too long"
 
 
+async def strike_in_time(name: str, stage: Stage) -> None:
+    asyncio.get_running_loop().set_debug(False)  # it takes longer than what is tested
+    with anyio.fail_after(WATCHDOG_S), pytest.MonkeyPatch.context() as patch:
+        if name in WAITING and stage in (Stage.SHOW, Stage.RESIDENTS):
+            patch.setattr(client_module, "ANSWER_S", SHORT_S)
+        await strike(name, stage)
+
+
 @pytest.fixture
 def stages(scaled: Callable[[int], int]) -> Callable[[str], list[Stage]]:
     """All of them in the full count; else the first and the last, and of the others one each in turn."""
 
     def chosen(name: str) -> list[Stage]:
-        all_ = list(ENDS[name])
-        if scaled(100) > 1 or len(all_) < len(Stage):
-            return all_
-        return [Stage.PROBE, Stage.GENERATE, TURNS[list(ROGUES).index(name) % len(TURNS)]]
+        turn = TURNS[EVERYWHERE.index(name) % len(TURNS)]
+        return list(Stage) if scaled(100) > 1 else [Stage.PROBE, Stage.GENERATE, turn]
 
     return chosen
 
 
-@pytest.mark.parametrize("name", ROGUES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 async def test_a_rogue_gets_no_prompt_before_its_time_and_ends_nothing_but_the_call(
-    name: str, stages: Callable[[str], list[Stage]], monkeypatch: pytest.MonkeyPatch
+    name: str, stages: Callable[[str], list[Stage]]
 ) -> None:
-    asyncio.get_running_loop().set_debug(False)  # it takes longer than what is tested
-    if name in WAITING:
-        monkeypatch.setattr(client_module, "ANSWER_S", SHORT_S)
     for stage in stages(name):
-        with anyio.fail_after(WATCHDOG_S):
-            await strike(name, stage)
+        await strike_in_time(name, stage)
+
+
+@pytest.mark.parametrize("stage", Stage)
+async def test_a_wrong_value_ends_nothing_but_the_call(stage: Stage) -> None:
+    for name in ROGUES:
+        if list(ENDS[name]) == [stage]:
+            await strike_in_time(name, stage)
 
 
 def test_the_matrix_is_as_large_as_it_says() -> None:
-    everywhere = [name for name in ROGUES if len(ENDS[name]) == len(Stage)]
-    assert len(everywhere) >= 80
+    assert len(EVERYWHERE) >= 80
     assert len(ROGUES) >= 140
 
 

@@ -147,6 +147,10 @@ def test_nobody_outlives_the_front_or_the_starter(victim: str, own: Daemon) -> N
     os.kill(own.process.pid if victim == "front" else own.starter().pid, signal.SIGKILL)
     code = own.process.wait(daemons.WATCHDOG_S)
     assert code == (-signal.SIGKILL if victim == "front" else 1)
+    assert own.process.stderr is not None
+    said = own.process.stderr.read().decode()
+    assert said.startswith("Error: " if victim == "starter" else "")
+    assert said.count("\n") == (victim == "starter")
     assert gone(family)
     with socket.create_server(("127.0.0.1", own.port)):
         pass  # the port is free

@@ -69,6 +69,10 @@ _wrong: Any
 for _wrong in (1, [], {}, None):
     with_field("version", _wrong, "NotOllama", Stage.PROBE)
 with_field("version", "", "NotOllama", Stage.PROBE, kind="empty")
+for _wrong in ("x", 1, {"a": 1}, ["x"], [None]):
+    with_field("models", _wrong, BROKEN, Stage.RESIDENTS, kind=json.dumps(_wrong))
+for _wrong in ({}, {"name": 1}, {"name": "not a name"}, {"name": None}):
+    with_field("models", [_wrong], WELL, Stage.RESIDENTS, kind=json.dumps(_wrong))
 for _wrong in ("completion", 1, {"a": 1}, [1, None]):
     with_field("capabilities", _wrong, BROKEN, Stage.SHOW)
 for _name in ("response", "thinking", "done_reason", "remote_host"):

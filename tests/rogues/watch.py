@@ -21,7 +21,7 @@ class Server:
     stage: Stage
     elsewhere: int = 0
     port: int = 0
-    received: list[tuple[Stage | None, bytes]] = field(default_factory=list)
+    received: list[tuple[Stage, bytes]] = field(default_factory=list)
     sent: int = 0
     open: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -34,14 +34,12 @@ class Server:
             request = await _read_request(reader)
             stage = stage_of(request)
             self.received.append((stage, request))
-            wire = Wire(reader, writer, stage or Stage.SHOW, request, self.elsewhere)
+            wire = Wire(reader, writer, stage, request, self.elsewhere)
             if stage is self.stage:
                 try:
                     await self.behave(wire)
                 finally:
                     self.sent = max(self.sent, wire.sent)
-            elif stage is None:  # /api/ps
-                writer.write(json_response({"models": []}))
             else:
                 writer.write(json_response(HONEST[stage]))
         except (OSError, asyncio.IncompleteReadError):

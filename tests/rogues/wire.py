@@ -23,15 +23,24 @@ class Stage(StrEnum):
 
     PROBE = "probe"
     SHOW = "show"
+    RESIDENTS = "residents"
     LOAD = "load"
     GENERATE = "generate"
     EMBED = "embed"
 
 
+PATHS: Final = {
+    "/api/version": Stage.PROBE,
+    "/api/show": Stage.SHOW,
+    "/api/ps": Stage.RESIDENTS,
+    "/api/generate": Stage.GENERATE,
+    "/api/embed": Stage.EMBED,
+}
 WITH_PROMPT: Final = (Stage.GENERATE, Stage.EMBED)
 HONEST: Final[Mapping[Stage, dict[str, Any]]] = {
     Stage.PROBE: {"version": "0.32.15"},
     Stage.SHOW: {"capabilities": ["completion"]},
+    Stage.RESIDENTS: {"models": []},
     Stage.LOAD: {"response": "", "done": True, "done_reason": "load"},
     Stage.GENERATE: {"response": "yes", "done": True, "done_reason": "stop"},
     Stage.EMBED: {"embeddings": [[0.5, 0.5]], "prompt_eval_count": 1},
@@ -43,15 +52,12 @@ WELL, SILENCE = "", "ReadTimeout"
 BROKEN, CUT, REFUSED = "ProtocolError", "ConnectionLost", "ResponseError"
 
 
-def stage_of(request: bytes) -> Stage | None:
-    """None for a request at which no rogue strikes."""
+def stage_of(request: bytes) -> Stage:
     head, _, body = request.partition(b"\r\n\r\n")
-    path = head.split(b" ", 2)[1]
-    if path == b"/api/embed":
-        return Stage.EMBED
-    if path == b"/api/generate":
-        return Stage.GENERATE if json.loads(body).get("prompt") else Stage.LOAD
-    return {b"/api/version": Stage.PROBE, b"/api/show": Stage.SHOW}.get(path)
+    path = head.split(b" ", 2)[1].decode()
+    if path == "/api/generate" and not json.loads(body).get("prompt"):
+        return Stage.LOAD
+    return PATHS[path]
 
 
 @dataclass

@@ -21,7 +21,12 @@ def main() -> int:
 
     with contextlib.suppress(OSError):  # in a jail it cannot be said again: its keeper has
         dumps.forbid()
-    orders = Orders.begin()  # before the rest is imported: it starts meanwhile
+    try:
+        orders = Orders.begin()  # before the rest is imported: it starts meanwhile
+    except OSError as error:
+        sys.stderr.write(f"Error: no process to start model runners: {error.strerror}
+")
+        return 1
     from ollama_adapter.embedded.serve import run
 
     return run(orders)

@@ -60,6 +60,12 @@ def listen(address: str) -> socket.socket:
     return sock
 
 
+def _end_without_starter() -> None:
+    """No model can be loaded any more; whoever keeps this daemon starts another."""
+    sys.stderr.write("Error: the process that starts the model runners has ended\n")
+    os._exit(1)
+
+
 def _give_up(models: Path) -> None:
     """All that serving does not need: programs, sockets, files but models and our own code.
 
@@ -92,7 +98,7 @@ async def _serve(sock: socket.socket, orders: Orders | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     if orders is not None:
-        orders.attach(lambda: os._exit(1))
+        orders.attach(_end_without_starter)
         _give_up(store.root)
     async with asyncio.TaskGroup() as group:
         scheduler = Scheduler(group, settings.limits, orders.start if orders else Plain.start)
