@@ -24,8 +24,7 @@ def main() -> int:
     try:
         orders = Orders.begin()  # before the rest is imported: it starts meanwhile
     except OSError as error:
-        sys.stderr.write(f"Error: no process to start model runners: {error.strerror}
-")
+        sys.stderr.write(f"Error: no process to start model runners: {error.strerror}\n")
         return 1
     from ollama_adapter.embedded.serve import run
 
