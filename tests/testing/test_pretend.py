@@ -345,21 +345,42 @@ async def test_a_port_that_is_taken_is_named() -> None:
             await daemon.revive()
 
 
-async def test_who_does_not_read_slows_the_daemon_and_loses_nothing() -> None:
-    wordy = PretendModel("wordy", length=2000)
+async def test_who_does_not_read_holds_the_daemon_up_and_loses_nothing() -> None:
+    wordy = PretendModel("wordy", length=5000)
+    asked = {"model": "wordy", "options": {"num_predict": 20_000}}
     async with PretendOllama(wordy, send_buffer_bytes=4096) as daemon:
-        conversation = await Conversation.open(daemon.port)
-        conversation.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        asked = {"model": "wordy", "prompt": "x", "options": {"num_predict": 20_000}}
-        await conversation.say("POST", "/api/generate", json.dumps(asked).encode())
-        await conversation.hear(lambda heard: len(heard.wire) > 1000)
-        (generation,) = daemon.generations()
-        assert generation.sent < 2000
-        heard = await conversation.hear()
-        conversation.close()
+        with await begin(daemon, **asked) as conversation:
+            await daemon.until(lambda: daemon.held)
+            (generation,) = daemon.generations()
+            assert 0 < generation.sent < 5000
+            heard = await conversation.hear()
+        assert daemon.held == 0
     assert heard.end == "complete"
-    assert len(heard.records()) == 2001
+    assert len(heard.records()) == 5001
     assert generation.phase is Phase.DONE
+
+
+async def test_whoever_leaves_without_having_read_is_noticed() -> None:
+    async with PretendOllama(ENDLESS, send_buffer_bytes=4096) as daemon:
+        with await begin(daemon, model="endless"):
+            await daemon.until(lambda: daemon.held)
+        await daemon.until(lambda: daemon.dropped == 1 and daemon.connections == 0)
+        assert daemon.generations()[0].phase is Phase.DROPPED
+
+
+async def test_a_fault_of_its_own_ends_the_connection_and_is_raised_at_the_end() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        async with PretendOllama() as daemon:
+            heard = await generate(daemon, format={"type": "string", "minLength": "many"})
+            assert (heard.wire, heard.end) == (b"", "EOF")
+
+
+async def test_a_pull_finds_no_network() -> None:
+    async with PretendOllama() as daemon:
+        heard = await ask(daemon.port, "/api/pull", {"model": "llama3.2:3b"})
+    begun, failed = heard.records()
+    assert begun == {"status": "pulling manifest"}
+    assert "/llama3.2/manifests/3b" in failed["error"]
 
 
 # Who leaves

@@ -91,6 +91,11 @@ class BackgroundOllama:
         return self._ask(lambda: self._daemon.connections)
 
     @property
+    def held(self) -> int:
+        """How many connections stand still because their client does not read."""
+        return self._ask(lambda: self._daemon.held)
+
+    @property
     def dropped(self) -> int:
         """How many requests the client has left before their answer was over."""
         return self._ask(lambda: self._daemon.dropped)

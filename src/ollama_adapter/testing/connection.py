@@ -32,6 +32,8 @@ class House(Protocol):
 
     def closed(self, connection: Connection) -> None: ...
 
+    def changed(self) -> None: ...
+
     async def serve(self, connection: Connection, request: ScriptedRequest) -> None: ...
 
 
@@ -77,9 +79,16 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
+        self._house.changed()
 
     def resume_writing(self) -> None:
         self._writable.set()
+        self._house.changed()
+
+    @property
+    def held(self) -> bool:
+        """The client does not read."""
+        return not self._writable.is_set()
 
     # Requests
 

@@ -71,7 +71,7 @@ class PretendOllama:
         self._memory = Memory(self._clock, num_parallel)
         pace = Pace(int(load_s * 1e9), int(prompt_s * 1e9), int(token_s * 1e9))
         self._means = Means(
-            self._clock, self._memory, pace, Armed(Faults()), self._changed, self._die
+            self._clock, self._memory, pace, Armed(Faults()), self.changed, self._die
         )
         self._send_buffer_bytes = send_buffer_bytes
         self._desk = Desk(self._means, self._shelf, version)
@@ -135,6 +135,11 @@ class PretendOllama:
         return len(self._connections)
 
     @property
+    def held(self) -> int:
+        """How many connections stand still because their client does not read."""
+        return sum(each.held for each in self._connections)
+
+    @property
     def residents(self) -> list[str]:
         """The models in memory."""
         return list(self._memory.residents())
@@ -181,7 +186,7 @@ class PretendOllama:
         except OSError as error:
             raise PortTaken(f"port {self.port} cannot be had: {error.strerror}") from error
         self.port = self._server.sockets[0].getsockname()[1]
-        self._changed()
+        self.changed()
 
     # What its connections tell it
 
@@ -189,22 +194,22 @@ class PretendOllama:
         self._connections.add(connection)
         if self._send_buffer_bytes:
             connection.limit(self._send_buffer_bytes)
-        self._changed()
+        self.changed()
 
     def closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        self._changed()
+        self.changed()
 
     async def serve(self, connection: Connection, request: ScriptedRequest) -> None:
         self._requests.append(request)
         generation = self._desk.generation(request)
         if generation is not None:
             self._generations.append(generation)
-        self._changed()
+        self.changed()
         try:
             for fault in self._means.armed.of(FaultKind.DEAF):
                 self._means.armed.strike(fault)
-                self._changed()
+                self.changed()
                 await connection.gone()
             await self._desk.answer(connection, request, generation)
         except asyncio.CancelledError:
@@ -219,7 +224,7 @@ class PretendOllama:
     def _end(self, generation: Generation | None, phase: Phase) -> None:
         if generation is not None:
             generation.phase = phase
-        self._changed()
+        self.changed()
 
     def _die(self, fault: Fault) -> None:
         """The fault of that name."""
@@ -238,9 +243,10 @@ class PretendOllama:
         for connection in list(self._connections):
             connection.drop()
         self._memory.clear()
-        self._changed()
+        self.changed()
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """Something has happened here: whoever waits for a condition tries it again."""
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             if not each.done():
