@@ -91,3 +91,18 @@ async def test_noise_does_not_block_it(tmp_path: Path, launch: Launch) -> None:
     with pytest.raises(ExceptionGroup) as group:
         await start(noise, tmp_path, launch)
     assert "done" in str(group.value.exceptions[0])
+
+
+async def test_a_program_that_cannot_be_started_is_told(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    spec = child.Spec(tmp_path, 64, 64, 0, -1, True, False, 1)
+    async with asyncio.TaskGroup() as group:
+        with pytest.raises(ApiError, match="error starting the model runner"):
+            await child.Runner.start(spec, group, functools.partial(Plain.start, [nowhere]))
+    if (orders := Orders.begin(nowhere)) is not None:
+        orders.attach(lambda: pytest.fail("the starter ended"))
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                await child.Runner.start(spec, group, orders.start)
+        orders.close()
+        assert "exit status 127" in str(caught.value.exceptions[0])
