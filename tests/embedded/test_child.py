@@ -14,6 +14,8 @@ import pytest
 from ollama_adapter.embedded import child
 from ollama_adapter.embedded.orders import Orders, Plain, Start
 from ollama_adapter.embedded.values import ApiError
+from ollama_adapter.system.jail import landlock
+from ollama_adapter.system.jail.paths import gpu_devices
 
 pytestmark = pytest.mark.anyio
 
@@ -106,3 +108,39 @@ async def test_a_program_that_cannot_be_started_is_told(tmp_path: Path) -> None:
                 await child.Runner.start(spec, group, orders.start)
         orders.close()
         assert "exit status 127" in str(caught.value.exceptions[0])
+
+
+ENGINE = """
+from types import SimpleNamespace
+class CommonParams(SimpleNamespace):
+    def __init__(self):
+        super().__init__(model=SimpleNamespace(), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace())
+def opened(path, mode):
+    try:
+        open(path, mode).close()
+    except PermissionError:
+        return "no"
+    return "yes"
+def Server(params):
+    model = params.model.path
+    tries = [(model, "rb"), (model, "ab"), (model + ".key", "rb"), (model + ".new", "wb"), (__file__, "rb")]
+    raise RuntimeError(" ".join(opened(*each) for each in tries))
+"""
+
+
+async def test_a_runner_reads_its_model_and_its_engine_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that has been taken over by the model that it parses."""
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/xllamacpp.py").write_text(ENGINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "engine"))
+    for name in ("model", "model.key"):
+        (tmp_path / name).write_bytes(b"x")
+    spec = child.Spec(tmp_path / "model", 64, 64, 0, -1, True, False, 1)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as group:
+            await child.Runner.start(spec, group)
+    confined = sys.platform == "linux" and landlock.abi() and not gpu_devices()
+    expected = "yes no no no yes" if confined else "yes yes yes yes yes"
+    assert f"error loading model: {expected}" in str(caught.value.exceptions[0])

@@ -6,8 +6,9 @@ stdout: {"port": N}, or {"error": reason}. After that the process lives until st
 when its parent ends, however it ends. Loading holds the interpreter's lock, so besides the thread that
 waits for the end of stdin the kernel is asked for a signal (SIGIO, deadly by default) on it.
 It always leaves with os._exit: the server's destructor can hang. It imports nothing of this package but
-the seal: once the model is loaded and the port is open it gives up, on Linux, the right to open files and
-sockets and to start programs, for all its threads. What sees prompts then can only answer.
+the seal. On Linux it reads, from before it looks into the model, that file and the engine's and no other;
+once the model is loaded and the port is open it gives up the right to open files and sockets and to start
+programs, for all its threads. What sees prompts then can only answer.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ def main() -> None:
     report = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not into the report
     try:
+        sealing = sys.platform == "linux" and not _reaches_a_gpu()
+        if sealing:
+            _keep_to(settings["model"])
         port = _serve(settings)
-        _seal()
+        if sealing:
+            _seal()
         line: dict[str, Any] = {"port": port}
     except ImportError:
         line = {
@@ -68,14 +73,23 @@ def _signal_end_of_parent() -> None:
         fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)  # type: ignore[attr-defined,unused-ignore]
 
 
-def _seal() -> None:
-    """Where the kernel cannot, or a GPU is at hand (its driver opens what it needs as it goes), the jail
-    around us stays all there is."""
-    if sys.platform != "linux" or _reaches_a_gpu():
-        return
+# Where the kernel cannot, or a GPU is at hand (its driver opens what it needs as it goes), the jail around
+# us stays all there is.
+
+
+def _keep_to(model: str) -> None:
+    """A model file may be anybody's making: while it is parsed, there is nothing else to be read."""
     package = type(sys)("ollama_adapter")  # without what the package's own __init__ would load
     package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     sys.modules.setdefault("ollama_adapter", package)
+    with contextlib.suppress(OSError):
+        from ollama_adapter.system.jail import paths, seal
+
+        engine = (*paths.python_paths(), *paths.LIBRARIES, *paths.FACTS, *paths.HARDWARE)
+        seal.keep_to_files([*engine, model], ())
+
+
+def _seal() -> None:
     with contextlib.suppress(OSError):
         from ollama_adapter.system.jail import seal
 
