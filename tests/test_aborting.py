@@ -165,7 +165,7 @@ async def test_it_is_not_confirmed_while_another_session_uses_the_runner(
         tokens = real.generate_stream(MODEL, "y", **BUSY)
         async with asyncio.TaskGroup() as group:
             reader = group.create_task(collect(tokens))
-            await until(lambda: tokens._session.sent)
+            await until(lambda: tokens._session.exchange)
             receipt = await abort(real, tokens)
         assert reader.result() == []
         assert (receipt.phase, receipt.reason) == (Phase.QUEUED, Doubt.SHARED)

@@ -160,7 +160,7 @@ async def test_aborts_of_a_real_model_leave_its_daemon_and_its_runner_as_they_we
             tokens = adapter.generate_stream("tinydoc", "x", **keywords)
             async with tokens, asyncio.TaskGroup() as group:
                 reader = group.create_task(take_some(tokens, take))
-                await until(lambda: reader.done() if take else tokens._session.sent)
+                await until(lambda: reader.done() if take else tokens._session.exchange)
                 await adapter.stop_generation(tokens.session_id)
 
         async def say() -> str:

@@ -20,6 +20,27 @@ KEPT_TOKENS: Final = 1024
 """The longest answer that is kept: its events stay in memory until it has ended."""
 
 
+class Draft:
+    """The answer of one session, while it comes; `events` is empty where it is not to be kept."""
+
+    __slots__ = ("_kept", "events")
+
+    def __init__(self, *, kept: bool) -> None:
+        self._kept = kept
+        self.events: list[TokenEvent] = []
+
+    def __repr__(self) -> str:
+        return f"<Draft of {len(self.events)} tokens>"
+
+    def add(self, events: Sequence[TokenEvent]) -> None:
+        """Keep what one read brought, unless it is too much."""
+        if self._kept:
+            self.events += events
+            if len(self.events) > KEPT_TOKENS:
+                self._kept = False
+                self.events.clear()
+
+
 class Memory:
     """One adapter's. `model_digest` is "" for a model of which none is known: then nothing is kept."""
 

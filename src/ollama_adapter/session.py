@@ -19,6 +19,7 @@ from ollama_adapter.core.diagnosis import Stall
 from ollama_adapter.core.energy import EUMapper
 from ollama_adapter.core.generation import Generation
 from ollama_adapter.core.guarantees import judge
+from ollama_adapter.core.interruptions import ended_early, too_late
 from ollama_adapter.core.patience import Patience
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, context_length
 from ollama_adapter.core.requests import Request
@@ -28,14 +29,11 @@ from ollama_adapter.errors import (
     ConnectFailed,
     DaemonError,
     GenerationError,
-    Interruption,
-    ProtocolError,
     ReaderGone,
-    ReadTimeout,
     StreamInterrupted,
 )
 from ollama_adapter.events import Finish, Statistics, TokenEvent
-from ollama_adapter.memory import KEPT_TOKENS, retell
+from ollama_adapter.memory import Draft, retell
 from ollama_adapter.recovery import Recovery, WayOn
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import Clock
@@ -92,7 +90,7 @@ class Session:
         self._arrived: list[TokenEvent] = []  # the tokens of the read that is being taken
         self._transcript = Transcript()
         self._private = private
-        self._kept: list[TokenEvent] | None = [] if limits.cache_bytes and not private else None
+        self._draft = Draft(kept=limits.cache_bytes > 0 and not private)
         self._recovery = Recovery(statistics.session_id, request, backing, limits, clock)
         self._generation = Generation(
             statistics,
@@ -106,8 +104,7 @@ class Session:
         self.channel.on_drained = self._resume
 
     def __repr__(self) -> str:
-        finish = self.statistics.finish
-        return f"<Session {self.statistics.session_id} {finish or 'running'}>"
+        return f"<Session {self.statistics.session_id} {self.statistics.finish or 'running'}>"
 
     @property
     def ended(self) -> bool:
@@ -121,11 +118,6 @@ class Session:
     def exchange(self) -> Exchange | None:
         """Its connection of the moment; None before its request has gone out."""
         return self._attempt.exchange if self._attempt is not None else None
-
-    @property
-    def sent(self) -> bool:
-        """Its request has gone out."""
-        return self.exchange is not None
 
     def delivered(self, event: TokenEvent) -> None:
         """A reader that waited for it has it now."""
@@ -164,8 +156,8 @@ class Session:
             if self._observer is not None:
                 self._observer.opened(self.statistics.session_id, self._mapper)
             await self._stream()
-            if self._kept is not None:
-                self._backing.remember(self.request, self._kept, self.statistics)
+            if self._draft.events:
+                self._backing.remember(self.request, self._draft.events, self.statistics)
         except AdapterError as failure:
             error = None if self._answer_from_memory(failure) else failure
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed under it
@@ -202,10 +194,9 @@ class Session:
             try:
                 await self._run_attempt(way_on)
                 return
-            except ReaderGone:
-                raise
             except AdapterError as error:
-                if not (isinstance(error, StreamInterrupted) or way_on is not None):
+                cut = isinstance(error, StreamInterrupted) or way_on is not None
+                if not cut or isinstance(error, ReaderGone):
                     raise
                 way_on = await self._go_on(error)
                 if way_on.joint.over:
@@ -217,7 +208,11 @@ class Session:
         limits = self._limits
         first_s = min(limits.first_token_s, way_on.limit_s) if way_on else limits.first_token_s
         self._attempt = attempt = Attempt(
-            request, self._take, self._clock, self._too_late, self._impatience
+            request,
+            self._take,
+            self._clock,
+            self._too_late,
+            lambda now_ns: self._patience.check(len(self.channel), now_ns),
         )
         try:
             complete = await attempt.run(
@@ -230,7 +225,8 @@ class Session:
         finally:
             attempt.close()
         if self._generation.ending(complete=complete) is None:
-            raise self._interrupted(complete)
+            done, model = self._generation.done, self.request.model
+            raise ended_early(self.statistics, model, complete=complete, done=done)
 
     async def _go_on(self, cut: AdapterError) -> WayOn:
         if self._observer is not None:
@@ -241,14 +237,7 @@ class Session:
 
     async def _too_late(self, what: str, limit_s: float) -> AdapterError:
         cause = f": {await self._explain(self)}" if self._explain is not None else ""
-        hint = f"stream.{what}_token_s is the limit, and can be raised"
-        if what == "first":
-            return ReadTimeout(f"no first token within {limit_s:g} s{cause}", hint=hint)
-        return self._cut(f"no next token within {limit_s:g} s{cause}", Interruption.STALLED, hint)
-
-    def _impatience(self, now_ns: int) -> None:
-        """Raises ReaderGone where the daemon has waited too long for our reader."""
-        self._patience.check(len(self.channel), now_ns)
+        return too_late(self.statistics, what, limit_s, cause)
 
     def _take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
         """In the protocol's callback, once per read."""
@@ -263,8 +252,7 @@ class Session:
             for event in arrived:
                 self.channel.put(event, len(event.token))
             self._transcript.add(arrived)
-            if self._kept is not None:
-                self._keep(self._kept, arrived)
+            self._draft.add(arrived)
             if self._observer is not None:
                 self._observer.ingest_read(arrived)
             arrived.clear()
@@ -274,11 +262,6 @@ class Session:
             self._handling_ns = spent
         if generation.error is not None:
             raise generation.error
-
-    def _keep(self, kept: list[TokenEvent], arrived: list[TokenEvent]) -> None:
-        kept += arrived
-        if len(kept) > KEPT_TOKENS:
-            self._kept = None
 
     def _answer_from_memory(self, failure: AdapterError) -> bool:
         """Where no daemon can be had: the answer that an equal request got, if there is one."""
@@ -298,37 +281,7 @@ class Session:
         if self._attempt is not None:
             self._attempt.resume()
 
-    # The end
-
-    def _interrupted(self, complete: bool) -> AdapterError:
-        tokens = self.statistics.tokens
-        if not tokens and complete and not self._generation.done:
-            return ProtocolError(
-                "the daemon's answer holds no record",
-                hint="something else may listen on the daemon's port",
-            )
-        if complete:
-            how, reason = "ended without its last record", Interruption.NO_LAST_RECORD
-        else:
-            how, reason = "was cut", Interruption.CUT
-        return self._cut(
-            f"the answer of {self.request.model} {how} after {tokens} tokens",
-            reason,
-            "what came before is whole; ask again for the rest",
-        )
-
-    def _cut(self, message: str, reason: Interruption, hint: str) -> StreamInterrupted:
-        return StreamInterrupted(
-            message,
-            session_id=self.statistics.session_id,
-            tokens=self.statistics.tokens,
-            reason=reason,
-            hint=hint,
-        )
-
     def _finish(self, error: AdapterError | None) -> None:
-        if self._attempt is not None:
-            self._attempt.close()
         now_ns = self._clock.now_ns()
         statistics = self.statistics
         self._generation.close(now_ns)

@@ -75,12 +75,14 @@ class SessionRegistry:
         """How far it has come, as far as that can be told from outside of the daemon."""
         key = session.request.model.lower()
         ahead = [
-            each for each in self._working() if each.sent and each.started_ns < session.started_ns
+            each
+            for each in self._working()
+            if each.exchange and each.started_ns < session.started_ns
         ]
         return phase_of(
             started=session.started,
             ended=session.ended,
-            sent=session.sent,
+            sent=session.exchange is not None,
             tokens=session.statistics.tokens,
             ahead=sum(each.request.model.lower() == key for each in ahead),
         )

@@ -100,7 +100,7 @@ async def test_a_program_that_cannot_be_started_is_told(tmp_path: Path) -> None:
     spec = child.Spec(tmp_path, 64, 64, 0, -1, True, False, 1)
     async with asyncio.TaskGroup() as group:
         with pytest.raises(ApiError, match="error starting the model runner"):
-            await child.Runner.start(spec, group, functools.partial(Plain.start, [nowhere]))
+            await child.Runner.start(spec, group, functools.partial(Plain.start, command=[nowhere]))
     if (orders := Orders.begin(nowhere)) is not None:
         orders.attach(lambda: pytest.fail("the starter ended"))
         with pytest.raises(ExceptionGroup) as caught:

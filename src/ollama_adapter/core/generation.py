@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from ollama_adapter.core.energy import EUMapper
 from ollama_adapter.core.failures import context_overflow, remote_refused, stream_error
+from ollama_adapter.core.interruptions import another_answer
 from ollama_adapter.core.joint import Joint
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, LogprobEntry, Record
-from ollama_adapter.errors import AdapterError, Interruption, StreamInterrupted
+from ollama_adapter.errors import AdapterError
 from ollama_adapter.events import Channel, Finish, Source, Statistics, TokenEvent, Way
 
 REPEAT_LIMIT: Final = 30  # more equal chunks in a row, and the daemon ends the stream in silence
@@ -218,24 +219,15 @@ class Generation:
     ) -> str | None:
         """What is new of a piece; with the first that is, the seam is closed."""
         if joint.way is Way.TOKENS and ids is None:  # a daemon that knows none began anew
-            self._fail_to_join()
+            self.error = another_answer(self.statistics)
             return None
         candidates = entry.top_logprobs if entry is not None else None
         admitted = joint.admit(token, channel, candidates, tool_calls)
         if joint.diverged:
-            self._fail_to_join()
+            self.error = another_answer(self.statistics)
         elif admitted is not None:
             self._close_seam(joint, now_ns)
         return admitted
-
-    def _fail_to_join(self) -> None:
-        self.error = StreamInterrupted(
-            f"the answer that should have gone on after {self.statistics.tokens} tokens is another one",
-            session_id=self.statistics.session_id,
-            tokens=self.statistics.tokens,
-            reason=Interruption.DIVERGED,
-            hint="what came before is whole; ask again for the rest",
-        )
 
     def _close_seam(self, joint: Joint, now_ns: int) -> None:
         self._joint = None
@@ -250,7 +242,7 @@ class Generation:
         elif record.remote_host:
             self.error = remote_refused(model, 200)
         elif self._joint is not None and self._joint.open:
-            self._fail_to_join()
+            self.error = another_answer(self.statistics)
         else:
             self._conclude(record, now_ns)
 
