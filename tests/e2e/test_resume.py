@@ -35,6 +35,7 @@ from tests.serving import collect, text_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("machine")]
 
+Measured = Callable[..., None]
 MODEL = "tinydoc"
 LENGTH = 64
 ANSWERS = 20
@@ -74,6 +75,18 @@ class Tally:
     @property
     def equal_share(self) -> float:
         return 1.0 - self.different / self.cuts if self.cuts else 0.0
+
+    def report(self, measured: Measured, way: str) -> None:
+        """Into the page of soak."""
+        times = self.cuts + self.ended
+        goal = "" if way == "text" else "≥ 99"
+        measured(
+            f"by {way}: cut answers equal to the uncut", 100 * self.equal_share, goal, "%", times
+        )
+        measured(f"by {way}: cut answers ended with the reason", float(self.ended), "", "", times)
+        if self.fidelities:
+            measured(f"by {way}: fidelity", self.fidelities, "", "")
+        measured(f"by {way}: from the kill to the next token", self.gaps_ms, "", "ms")
 
     def add(self, whole: str, text: str, statistics: Statistics, way: Way) -> None:
         if not statistics.seams:  # the answer was over before the kill arrived
@@ -156,23 +169,27 @@ async def kill_at_many(
 
 
 async def test_by_token_ids_a_killed_runner_changes_nothing(
-    machine: Path, scaled: Callable[[int], int]
+    machine: Path, scaled: Callable[[int], int], measured: Measured
 ) -> None:
     cuts = scaled(ANSWERS * LENGTH)
     tally = await kill_at_many(Way.TOKENS, {"temperature": 0}, cuts, runner_of)
     assert tally.equal_share >= 0.99, tally
     assert min(tally.fidelities) > 0.9, tally
+    tally.report(measured, "token ids")
 
 
 async def test_by_a_second_run_a_killed_runner_changes_nothing(
-    machine: Path, scaled: Callable[[int], int]
+    machine: Path, scaled: Callable[[int], int], measured: Measured
 ) -> None:
     cuts = scaled(ANSWERS * LENGTH)
     tally = await kill_at_many(Way.RERUN, {"temperature": 0.8, "seed": 11}, cuts, runner_of)
     assert tally.equal_share >= 0.99, tally
+    tally.report(measured, "a second run")
 
 
-async def test_a_killed_daemon_changes_nothing(machine: Path, scaled: Callable[[int], int]) -> None:
+async def test_a_killed_daemon_changes_nothing(
+    machine: Path, scaled: Callable[[int], int], measured: Measured
+) -> None:
     tally = await kill_at_many(
         Way.TOKENS, {"temperature": 0}, max(3, scaled(3 * LENGTH)), daemon_of
     )
@@ -180,10 +197,14 @@ async def test_a_killed_daemon_changes_nothing(machine: Path, scaled: Callable[[
 
 
 async def test_from_text_an_answer_goes_on_or_ends_with_its_reason(
-    machine: Path, scaled: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+    machine: Path,
+    scaled: Callable[[int], int],
+    measured: Measured,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As with an Ollama that knows no token ids, and with a request that does not say it is greedy.
     monkeypatch.setattr(Backing, "embedded", property(lambda _: False))
     tally = await kill_at_many(Way.TEXT, {"top_k": 1}, scaled(ANSWERS * LENGTH), runner_of)
     assert all(each >= FAITHFUL for each in tally.fidelities), tally
     assert tally.cuts, tally
+    tally.report(measured, "text")
