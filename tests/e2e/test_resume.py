@@ -4,8 +4,10 @@ ways they are the uncut ones. Each kill is at an index of its own; at soak, at e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,6 +42,7 @@ MODEL = "tinydoc"
 LENGTH = 64
 ANSWERS = 20
 WATCHDOG_S = 120.0
+RUNS_S, STANDS_S = 0.001, 0.004
 
 SUBJECTS = (
     "os.path.join", "len", "print", "sorted", "json.dumps", "re.match", "open", "zip", "map", "dict.get",
@@ -59,7 +62,8 @@ class Killer(Decipher):
         super().ingest_read(events)
         if self.target is not None and events[-1].index >= self.at:
             target, self.target = self.target, None
-            os.kill(target, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target, signal.SIGKILL)
 
 
 @dataclass
@@ -100,6 +104,30 @@ class Tally:
                 self.fidelities.append(seam.fidelity)
 
 
+class Brake(threading.Thread):
+    """Lets a process run for a moment now and then: the model would be done before we can kill it."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(name="brake")
+        self._pid = pid
+        self._released = threading.Event()
+
+    def run(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has been killed
+            while not self._released.wait(RUNS_S):
+                os.kill(self._pid, signal.SIGSTOP)
+                self._released.wait(STANDS_S)
+                os.kill(self._pid, signal.SIGCONT)
+
+    def __enter__(self) -> Brake:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self.join()
+
+
 @asynccontextmanager
 async def killing() -> AsyncIterator[tuple[OllamaAdapter, Killer]]:
     killer = Killer()
@@ -133,8 +161,9 @@ async def cut_once(
 ) -> tuple[str, Statistics]:
     killer.at, killer.target = at, victim
     async with asyncio.timeout(WATCHDOG_S):
-        tokens = adapter.generate_stream(MODEL, question(n), num_predict=LENGTH, **options)
-        events = await collect(tokens)
+        with Brake(runner_of(adapter)):
+            tokens = adapter.generate_stream(MODEL, question(n), num_predict=LENGTH, **options)
+            events = await collect(tokens)
     killer.target = None
     assert [each.index for each in events] == list(range(len(events)))
     return text_of(events), tokens.statistics
@@ -143,7 +172,7 @@ async def cut_once(
 async def kill_at_many(
     way: Way, options: dict[str, Any], cuts: int, victim_of: Callable[[OllamaAdapter], int]
 ) -> Tally:
-    """`cuts` kills, spread over the answers and over all indices."""
+    """`cuts` kills, spread over the answers and over all indices (the last ones may come too late)."""
     tally = Tally()
     async with killing() as (adapter, killer):
         whole: dict[int, str] = {}
@@ -152,8 +181,7 @@ async def kill_at_many(
             if n not in whole:
                 answer = await adapter.generate(MODEL, question(n), num_predict=LENGTH, **options)
                 whole[n] = answer.text
-            await adapter.ensure_running()
-            await adapter.pool.ensure_loaded(MODEL)
+            await adapter.generate(MODEL, "?", num_predict=1)  # the last kill may have come too late
             try:
                 text, statistics = await cut_once(
                     adapter, killer, victim_of(adapter), at, n, options
