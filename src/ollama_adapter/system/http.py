@@ -29,6 +29,7 @@ from ollama_adapter.system.clock import monotonic_ns
 
 READ_BYTES: Final = 64 << 10  # asyncio's own 256 KiB are fresh pages of the kernel, for every read
 MAX_HEAD_BYTES: Final = 64 << 10
+ENDLESS_HEAD: Final = f"the daemon sent over {MAX_HEAD_BYTES >> 10} KiB of headers"
 MAX_BODY_BYTES: Final = 16 << 20  # a list of models, or all about one
 
 Sink = Callable[[int, bytes, int], None]
@@ -195,12 +196,12 @@ class Exchange(asyncio.Protocol):
             if not self._complete:
                 raise
         if not self.status and self._head_bytes > MAX_HEAD_BYTES:
-            raise _endless_head()  # one interim answer after another
+            raise ProtocolError(ENDLESS_HEAD)  # one interim answer after another
 
     def _count_head(self, data: bytes) -> None:
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES and b"\r\n\r\n" not in data[:MAX_HEAD_BYTES]:
-            raise _endless_head()
+            raise ProtocolError(ENDLESS_HEAD)
 
     def _hand_over(self, now_ns: int) -> None:
         chunks = self._chunks
@@ -232,10 +233,6 @@ class Exchange(asyncio.Protocol):
     def _drop(self) -> None:
         if self._transport is not None:
             self._transport.abort()
-
-
-def _endless_head() -> ProtocolError:
-    return ProtocolError(f"the daemon sent over {MAX_HEAD_BYTES >> 10} KiB of headers")
 
 
 def _not_http() -> ProtocolError:
