@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -253,6 +254,36 @@ async def test_a_client_that_half_closes_has_left_and_gets_a_clean_end() -> None
             heard = await conversation.hear()
         await daemon.until(lambda: daemon.dropped == 1)
     assert shape(heard)[:5] == shape(Heard(recording.wire, recording.end))[:5]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/generate", {"model": "pretend"}),
+        ("/api/chat", {"model": "pretend", "messages": []}),
+        ("/api/embed", {"model": "pretend-embed", "input": "x"}),
+    ],
+)
+async def test_loads_and_embeddings_meet_the_faults_of_a_load(
+    path: str, body: dict[str, Any]
+) -> None:
+    clock = ManualClock()
+    async with PretendOllama(clock=clock, faults="load_fail*1, cold_load=3s*2") as daemon:
+        for status, residents in ((500, []), (200, [f"{body['model']}:latest"])):
+            asked = asyncio.create_task(ask(daemon.port, path, body))
+            await until(lambda: clock.sleepers)
+            clock.advance(3 * SECOND)
+            assert (await asked).status == status
+            assert daemon.residents == residents
+        assert (await ask(daemon.port, path, body)).status == 200
+
+
+async def test_a_rendered_prompt_uses_no_fault_up() -> None:
+    async with PretendOllama(faults="503*1, eof@0*1") as daemon:
+        shown = await hear(daemon, _debug_render_only=True)
+        assert "_debug_info" in shown.records()[0]
+        assert (daemon.struck, daemon.generations()) == ([], [])
+        assert (await hear(daemon)).status == 503
 
 
 # How often

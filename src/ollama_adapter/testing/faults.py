@@ -25,7 +25,7 @@ class FaultKind(StrEnum):
     """What can go wrong."""
 
     COLD_LOAD = "cold_load"
-    """The model is loaded anew, and it takes that long; the client sees nothing meanwhile."""
+    """A request finds its model gone, and the load takes that long; the client sees nothing meanwhile."""
     PROMPT_EVAL = "prompt_eval"
     """The prompt takes that long to evaluate; the client sees nothing meanwhile."""
     SLOW = "slow"

@@ -54,6 +54,8 @@ class Generation:
 
     request: ScriptedRequest
     model: str
+    renders: bool = False
+    """It asks for the rendered prompt only."""
     phase: Phase = Phase.LOADING
     sent: int = 0
     faults: list[Fault] = field(default_factory=list)
@@ -84,6 +86,20 @@ class Means:
     changed: Callable[[], None]
     die: Callable[[Fault], None]
 
+    def strike(self, fault: Fault) -> None:
+        self.armed.strike(fault)
+        self.changed()
+
+    def load(self, strike: Callable[[Fault], None]) -> Load:
+        """How the next load goes, and whether there has to be one."""
+        load = Load(self.pace.load)
+        for fault in self.armed.of(FaultKind.COLD_LOAD, FaultKind.LOAD_FAIL):
+            strike(fault)
+            load.anew = True
+            load.fails = load.fails or fault.kind is FaultKind.LOAD_FAIL
+            load.takes_ns = fault.for_ns or load.takes_ns
+        return load
+
 
 class Service:
     """Carries one generation out."""
@@ -111,15 +127,17 @@ class Service:
 
     async def run(self, name: str, model: PretendModel) -> None:
         """From the request to its end. Raises ApiError for an answer that is an error."""
-        self._refuse()
+        if not self._generation.renders:
+            self._refuse()
         spec = dict(self._options)
         if "shift" in self._asked.body:
             spec["shift"] = self._asked.body["shift"]
-        resident = await self._means.memory.ensure(name, model, spec, self._load())
+        load = self._means.load(self._strike)
+        resident = await self._means.memory.ensure(name, model, spec, load)
         async with self._means.memory.use(resident, self._asked.keep_alive):
             self._loaded_ns = self._clock.now_ns()
             answer = Answer(model, self._asked, self._options)
-            if self._asked.body.get("_debug_render_only"):
+            if self._generation.renders:
                 self._connection.value(200, self._records.rendered(answer.prompt, self._stamp()))
                 return self._advance(Phase.DONE)
             self._fit(answer, model)
@@ -137,15 +155,6 @@ class Service:
             if fault.kind is FaultKind.CLOUD:
                 raise ApiError(403, CLOUD_OFF)
             raise ApiError(fault.status, _words(fault.status, self._asked.model))
-
-    def _load(self) -> Load:
-        load = Load(self._means.pace.load)
-        for fault in self._means.armed.of(FaultKind.COLD_LOAD, FaultKind.LOAD_FAIL):
-            self._strike(fault)
-            load.anew = True
-            load.fails = load.fails or fault.kind is FaultKind.LOAD_FAIL
-            load.takes_ns = fault.for_ns or load.takes_ns
-        return load
 
     def _fit(self, answer: Answer, model: PretendModel) -> None:
         """Refuse a prompt that is too long, where it must not be cut; else nobody hears that it was."""
@@ -235,8 +244,7 @@ class Service:
     def _strike(self, fault: Fault) -> None:
         self._struck.append(fault)
         self._generation.faults.append(fault)
-        self._means.armed.strike(fault)
-        self._means.changed()
+        self._means.strike(fault)
 
     def _make(self, text: str) -> dict[str, Any]:
         before = joined(() if self._asked.stream else self._pieces)

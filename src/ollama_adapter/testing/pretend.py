@@ -203,13 +203,12 @@ class PretendOllama:
     async def serve(self, connection: Connection, request: ScriptedRequest) -> None:
         self._requests.append(request)
         generation = self._desk.generation(request)
-        if generation is not None:
+        if generation is not None and not generation.renders:
             self._generations.append(generation)
         self.changed()
         try:
             for fault in self._means.armed.of(FaultKind.DEAF):
-                self._means.armed.strike(fault)
-                self.changed()
+                self._means.strike(fault)
                 await connection.gone()
             await self._desk.answer(connection, request, generation)
         except asyncio.CancelledError:

@@ -15,7 +15,6 @@ from ollama_adapter.testing.connection import Connection
 from ollama_adapter.testing.faults import FaultKind
 from ollama_adapter.testing.framing import TEXT, chunked, record_line
 from ollama_adapter.testing.generating import Generation, Means, Service
-from ollama_adapter.testing.memory import Load
 from ollama_adapter.testing.model import PretendModel, count_tokens
 from ollama_adapter.testing.scripted import ScriptedRequest
 from ollama_adapter.testing.shelf import DETAILS_OFF, Shelf, long_name, resident_entry, shown
@@ -54,7 +53,8 @@ class Desk:
         except ValueError:
             return None
         if body.get("prompt") or body.get("messages"):
-            return Generation(request, str(body.get("model", "")))
+            renders = bool(body.get("_debug_render_only"))
+            return Generation(request, str(body.get("model", "")), renders)
         return None
 
     async def answer(
@@ -151,7 +151,7 @@ class Desk:
     async def _load(
         self, name: str, model: PretendModel, asked: Asked, options: Mapping[str, Any]
     ) -> None:
-        load = Load(self._means.pace.load)
+        load = self._means.load(self._means.strike)
         spec = dict(options) | ({"shift": asked.body["shift"]} if "shift" in asked.body else {})
         resident = await self._means.memory.ensure(name, model, spec, load)
         async with self._means.memory.use(resident, asked.keep_alive):
@@ -168,7 +168,8 @@ class Desk:
         options = values.decode_options(body.get("options", {}))
         clock, memory = self._means.clock, self._means.memory
         began_ns = clock.now_ns()
-        resident = await memory.ensure(name, model, options, Load(self._means.pace.load))
+        load = self._means.load(self._means.strike)
+        resident = await memory.ensure(name, model, options, load)
         loaded_ns = clock.now_ns()
         kept = body.get("keep_alive")
         async with memory.use(resident, None if kept is None else values.parse_keep_alive(kept)):
