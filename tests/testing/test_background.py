@@ -13,7 +13,7 @@ import pytest
 
 from ollama_adapter import BlockingAdapter, OllamaAdapter
 from ollama_adapter.config import Config
-from ollama_adapter.errors import ConfigError, StreamInterrupted
+from ollama_adapter.errors import AdapterError, ConfigError, StreamInterrupted
 from ollama_adapter.testing import BackgroundOllama, Faults, Phase
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +80,25 @@ def test_the_fixtures_need_no_import(
 async def test_the_fixtures_serve_async_tests(ollama_config: Config) -> None:
     async with OllamaAdapter(ollama_config) as adapter:
         assert (await adapter.generate("pretend", "hello")).text
+
+
+@pytest.mark.anyio
+@pytest.mark.pretend_ollama(faults="stall@5")
+async def test_an_async_test_waits_without_holding_its_own_loop(
+    pretend_ollama: BackgroundOllama,
+) -> None:
+    async with OllamaAdapter(pretend_ollama.config) as adapter:
+        async with adapter.generate_stream("pretend", "hello") as stream:
+            await anext(stream)
+            await pretend_ollama.auntil(lambda: pretend_ollama.struck)
+        await pretend_ollama.auntil(lambda: pretend_ollama.dropped == 1)
+    with pytest.raises(TimeoutError):
+        await pretend_ollama.auntil(lambda: pretend_ollama.dropped == 2, timeout_s=0.01)
+
+
+def test_one_that_does_not_run_says_so() -> None:
+    with pytest.raises(AdapterError, match="not running"):
+        BackgroundOllama().die()
 
 
 @pytest.mark.pretend_ollama("mine", faults="eof@3")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
 from ollama_adapter.config import Config
@@ -118,6 +119,10 @@ class BackgroundOllama:
         """Wait for a condition on `requests`, `generations()` and the like. Raises TimeoutError."""
         self._wait(self._daemon.until(condition, timeout_s))
 
+    async def auntil(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+        """The same for a test with `async`, whose own loop goes on meanwhile."""
+        await asyncio.wrap_future(self._start(self._daemon.until(condition, timeout_s)))
+
     def die(self) -> None:
         """Go away as a killed daemon does: connections end, the port is closed. Idempotent."""
         self._wait(self._daemon.die())
@@ -134,18 +139,21 @@ class BackgroundOllama:
         return self._wait(_call(question))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        future = self._start(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._loop is None:
             work.close()
             raise AdapterError(
                 "this daemon is not running",
                 hint="use it as a context manager: with BackgroundOllama()",
             )
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
 async def _call(question: Callable[[], T]) -> T:
