@@ -124,9 +124,9 @@ async def strike(name: str, stage: Stage) -> None:
         assert_silent(error)
     assert recorder.heard == [], f"{name} at {stage} leads elsewhere"
     TRAIL.assert_only(port)
-    told = [stage for stage, request in server.received if PROMPT.encode() in request]
-    last = [Stage.EMBED] if stage is Stage.EMBED else [Stage.GENERATE]
-    assert told == (last if stage in WITH_PROMPT or error is None else []), f"{name} at {stage}"
+    told = {stage for stage, request in server.received if PROMPT.encode() in request}
+    last = {Stage.EMBED} if stage is Stage.EMBED else {Stage.GENERATE}
+    assert told == (last if stage in WITH_PROMPT or error is None else set()), f"{name} at {stage}"
     assert server.sent <= MOST_BYTES, f"{name} at {stage} was listened to for too long"
 
 

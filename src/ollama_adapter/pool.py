@@ -19,7 +19,7 @@ from ollama_adapter.config import PoolConfig
 from ollama_adapter.core.durations import keep_alive_ns
 from ollama_adapter.core.failures import remote_refused
 from ollama_adapter.core.names import local_name, parse_name
-from ollama_adapter.core.requests import load_request
+from ollama_adapter.core.requests import Request, load_request
 from ollama_adapter.errors import (
     AdapterError,
     InvalidRequest,
@@ -173,21 +173,21 @@ class ModelPool:
             request = load_request(model, keep_alive, options, embedding=embeds)
             # With a keep-alive of 0 the daemon would unload it, not load it.
             if keep_alive_ns(request.keep_alive) > 0:
-                await self._client.load(request, self._config.load_s)
-        except ReadTimeout as error:
-            return self._too_late(model, error)
+                await self._load_within(request)
         except AdapterError as error:
             return error
         self.used(model, options, request.keep_alive)
         return resident and not options  # with these options, it may have had to be loaded anew
 
-    def _too_late(self, model: str, error: ReadTimeout) -> AdapterError:
-        load = ModelLoadFailed(
-            f"{model} was not loaded within {self._config.load_s:g} s",
-            hint="pool.load_s is the limit, and can be raised; a smaller model loads sooner",
-        )
-        load.__cause__ = error
-        return load
+    async def _load_within(self, request: Request) -> None:
+        limit_s = self._config.load_s
+        try:
+            await self._client.load(request, limit_s)
+        except ReadTimeout as error:
+            raise ModelLoadFailed(
+                f"{request.model} was not loaded within {limit_s:g} s",
+                hint="pool.load_s is the limit, and can be raised; a smaller model loads sooner",
+            ) from error
 
     async def _see_digest(self, key: str) -> None:
         """A model of the same name may be another one since the last daemon."""

@@ -35,7 +35,7 @@ from ollama_adapter.errors import (
     ResponseError,
     StreamInterrupted,
 )
-from ollama_adapter.events import Candidate, Channel, Way
+from ollama_adapter.events import Candidate, Channel, TokenEvent, Way
 from ollama_adapter.system.clock import Clock
 
 FIRST_PAUSE_NS: Final = (
@@ -162,7 +162,7 @@ class Recovery:
         self._way = way
         joint = Joint(way, self._reason.value)
         if way is Way.RERUN:
-            joint.replay = Replay(transcript)
+            joint.replay = Replay.of(transcript)
         if way is Way.ANEW:
             return WayOn(self._request, joint, self._limits.first_token_s)
         if way is Way.RERUN:
@@ -173,12 +173,28 @@ class Recovery:
         if remaining == 0:
             joint.over = True
             return WayOn(self._request, joint, 0.0)
+        if way is Way.TOKENS and asked.greedy and transcript.last is not None and ids:
+            return self._same_again(asked, transcript.last, list(ids), remaining, joint)
         joint.fidelity = await self._fidelity(way, asked, transcript)
         if way is Way.TEXT and joint.fidelity is not None and joint.fidelity < FAITHFUL:
             self._spent.add(way)
             self._refuse(f"{way}: read as other tokens (fidelity {joint.fidelity:.2f})")
             return None
         request = await self._continued(way, asked, transcript, remaining)
+        return WayOn(request, joint, self._remaining_s())
+
+    def _same_again(
+        self, asked: Asked, last: TokenEvent, ids: list[int], remaining: int | None, joint: Joint
+    ) -> WayOn:
+        """From before the last token, which must come again."""
+        back = len(last.token_ids or ())
+        joint.replay = Replay.of_last(last) if back else None
+        request = continue_tokens(
+            asked,
+            ids[: len(ids) - back],
+            None if remaining is None else remaining + back,
+            stepwise=len(ids) <= self._limits.resume_tokens,
+        )
         return WayOn(request, joint, self._remaining_s())
 
     # Carrying it out

@@ -52,7 +52,7 @@ class Stream:
         self.generation.receive(GenerateRecord(done=True, **last), self.now_ns)
 
     def go_on(self, way: Way, **known: Any) -> None:
-        replay = Replay(self.transcript) if way is Way.RERUN else None
+        replay = Replay.of(self.transcript) if way is Way.RERUN else None
         self.generation.go_on(Joint(way, "it was cut", replay, **known))
 
     @property
@@ -190,5 +190,5 @@ def test_as_many_tokens_as_were_asked_for_are_the_whole_answer() -> None:
 def test_no_repr_of_a_joint_shows_what_was_delivered() -> None:
     stream = Stream()
     stream.say("secret")
-    joint = Joint(Way.RERUN, "it was cut", Replay(stream.transcript))
+    joint = Joint(Way.RERUN, "it was cut", Replay.of(stream.transcript))
     assert "secret" not in repr(joint)

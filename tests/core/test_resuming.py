@@ -167,6 +167,11 @@ def test_going_on_from_ids_is_the_same_request_with_the_ids() -> None:
     }
 
 
+def test_ids_are_read_one_by_one_where_that_is_asked_for() -> None:
+    going_on = continue_tokens(Asked.of(generate()), [1], None, stepwise=True)
+    assert sent(going_on) == sent(generate()) | {"continue_tokens": [1], "continue_stepwise": True}
+
+
 def test_going_on_from_text_is_the_rendered_prompt_and_the_text_raw() -> None:
     request = chat(stop=["x"], top_logprobs=3, keep_alive="1m", think=False, shift=False)
     going_on = continue_text(Asked.of(request), "<user>question<assistant>", "so far", None)

@@ -75,7 +75,7 @@ def test_one_token_without_an_id_and_there_are_none() -> None:
 
 def test_no_repr_shows_what_was_delivered() -> None:
     made = transcript_of(event("secret"))
-    assert "secret" not in repr(made) + repr(Replay(made))
+    assert "secret" not in repr(made) + repr(Replay.of(made))
 
 
 def slices(text: str, sizes: list[int]) -> list[str]:
@@ -95,7 +95,7 @@ def slices(text: str, sizes: list[int]) -> list[str]:
 def test_a_second_run_gives_what_is_new_however_it_is_cut(
     before: str, after: str, first: list[int], second: list[int]
 ) -> None:
-    replay = Replay(transcript_of(*map(event, slices(before, first))))
+    replay = Replay.of(transcript_of(*map(event, slices(before, first))))
     new = [replay.admit(each, Channel.TEXT, None) for each in slices(before + after, second)]
     assert "".join(new) == after
     assert replay.complete and not replay.diverged
@@ -105,7 +105,7 @@ def test_a_second_run_gives_what_is_new_however_it_is_cut(
 def test_a_second_run_that_differs_is_found_at_the_first_difference(
     before: str, other: str
 ) -> None:
-    replay = Replay(transcript_of(event(before)))
+    replay = Replay.of(transcript_of(event(before)))
     new = "".join(replay.admit(each, Channel.TEXT, None) for each in other)
     if other.startswith(before):
         assert replay.complete and new == other[len(before) :]
@@ -117,12 +117,21 @@ def test_a_second_run_that_differs_is_found_at_the_first_difference(
         assert not replay.admit_calls([])
 
 
+def test_a_run_from_the_last_token_must_begin_with_it() -> None:
+    seen = predicted(a=0.9, b=0.1)
+    replay = Replay.of_last(event(" a", candidates=seen))
+    assert [replay.admit(each, Channel.TEXT, seen) for each in (" a", " b")] == ["", " b"]
+    assert (replay.complete, replay.fidelity) == (True, 1.0)
+    other = Replay.of_last(event(" a"))
+    assert other.admit(" a", Channel.THINKING, None) == "" and other.diverged
+
+
 def test_thinking_comes_before_text_again() -> None:
-    replay = Replay(transcript_of(event("hm", Channel.THINKING), event("yes")))
+    replay = Replay.of(transcript_of(event("hm", Channel.THINKING), event("yes")))
     assert replay.admit("hm", Channel.THINKING, None) == ""
     assert replay.admit("yes", Channel.TEXT, None) == ""
     assert replay.admit("!", Channel.TEXT, None) == "!"
-    early = Replay(transcript_of(event("hm", Channel.THINKING), event("yes")))
+    early = Replay.of(transcript_of(event("hm", Channel.THINKING), event("yes")))
     assert early.admit("yes, sir", Channel.TEXT, None) == ""
     assert early.diverged
 
@@ -130,16 +139,18 @@ def test_thinking_comes_before_text_again() -> None:
 def test_tool_calls_are_compared_whole() -> None:
     call, other = [{"function": {"name": "f"}}], [{"function": {"name": "g"}}]
     delivered = transcript_of(event("", Channel.TOOL_CALLS, calls=call))
-    replay = Replay(delivered)
+    replay = Replay.of(delivered)
     assert not replay.admit_calls(call) and replay.complete
     assert replay.admit_calls(other)
-    assert not (differs := Replay(delivered)).admit_calls(other) and differs.diverged
-    assert not (unasked := Replay(transcript_of(event("a")))).admit_calls(call) and unasked.diverged
+    assert not (differs := Replay.of(delivered)).admit_calls(other) and differs.diverged
+    assert (
+        not (unasked := Replay.of(transcript_of(event("a")))).admit_calls(call) and unasked.diverged
+    )
 
 
 def test_the_fidelity_of_a_second_run_is_that_of_its_last_known_token() -> None:
     seen = predicted(a=0.9, b=0.1)
-    replay = Replay(transcript_of(event("x"), event("a", candidates=seen)))
+    replay = Replay.of(transcript_of(event("x"), event("a", candidates=seen)))
     replay.admit("x", Channel.TEXT, predicted(x=1.0))
     assert replay.fidelity is None
     replay.admit("a", Channel.TEXT, seen)

@@ -169,6 +169,11 @@ async def cut_once(
     return text_of(events), tokens.statistics
 
 
+async def another_prompt(adapter: OllamaAdapter) -> None:
+    """So that there is a runner (the last kill may have come too late), in the same state each time."""
+    await adapter.generate(MODEL, "?", num_predict=1)
+
+
 async def kill_at_many(
     way: Way, options: dict[str, Any], cuts: int, victim_of: Callable[[OllamaAdapter], int]
 ) -> Tally:
@@ -179,9 +184,10 @@ async def kill_at_many(
         for cut in range(cuts):
             n, at = cut % ANSWERS, (cut * 37) % LENGTH
             if n not in whole:
+                await another_prompt(adapter)
                 answer = await adapter.generate(MODEL, question(n), num_predict=LENGTH, **options)
                 whole[n] = answer.text
-            await adapter.generate(MODEL, "?", num_predict=1)  # the last kill may have come too late
+            await another_prompt(adapter)
             try:
                 text, statistics = await cut_once(
                     adapter, killer, victim_of(adapter), at, n, options

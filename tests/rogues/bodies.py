@@ -78,8 +78,8 @@ for _wrong in ("completion", 1, {"a": 1}, [1, None]):
 for _name in ("response", "thinking", "done_reason", "remote_host"):
     for _wrong in (1, [], {"a": 1}, None):
         with_field(_name, _wrong, BROKEN, Stage.GENERATE)
-for _name in ("done", "logprobs", "_debug_info", "token_id"):
-    for _wrong in ("x", [1]):
+for _name in ("done", "logprobs", "_debug_info", "token_ids"):
+    for _wrong in ("x", ["x"]):
         with_field(_name, _wrong, BROKEN, Stage.GENERATE)
 for _name in ("total_duration", "load_duration", "prompt_eval_count", "eval_count"):
     for _wrong in ("x", 1.5, None, [1]):

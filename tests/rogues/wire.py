@@ -32,6 +32,7 @@ class Stage(StrEnum):
 PATHS: Final = {
     "/api/version": Stage.PROBE,
     "/api/show": Stage.SHOW,
+    "/api/tags": Stage.RESIDENTS,  # what it has, and what it holds in memory: both are such a list
     "/api/ps": Stage.RESIDENTS,
     "/api/generate": Stage.GENERATE,
     "/api/embed": Stage.EMBED,
@@ -137,6 +138,8 @@ def add(name: str, behave: Behave, end: str, **at: str) -> None:
         WAITING.add(name)
     if ENDS[name][Stage.PROBE] != WELL:
         ENDS[name][Stage.PROBE] = "NotOllama"  # whatever it did: it is not whom we look for
+    if ENDS[name][Stage.LOAD] == SILENCE:
+        ENDS[name][Stage.LOAD] = "ModelLoadFailed"
     if ENDS[name][Stage.GENERATE] == CUT:
         ENDS[name][Stage.GENERATE] = "StreamInterrupted"
 

@@ -132,9 +132,16 @@ def render_request(asked: Asked) -> Request:
     return replace(asked.request, body=msgspec.json.encode(body), renders=True)
 
 
-def continue_tokens(asked: Asked, ids: list[int], remaining: int | None) -> Request:
-    """The same request, from after `ids`; the embedded daemon only."""
+def continue_tokens(
+    asked: Asked, ids: list[int], remaining: int | None, *, stepwise: bool = False
+) -> Request:
+    """The same request, from after `ids`; the embedded daemon only. `stepwise`: it reads them one by one.
+
+    That takes as long as writing them did, and gives the very numbers that writing them gave.
+    """
     body = dict(asked.body) | {"continue_tokens": ids} | _limited(asked, remaining)
+    if stepwise:
+        body["continue_stepwise"] = True
     return replace(asked.request, body=msgspec.json.encode(body))
 
 

@@ -7,7 +7,7 @@ new. `overlap` says how alike two predictions for the same place are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, fsum
 from typing import Any, Final
 
@@ -77,16 +77,37 @@ class Replay:
 
     __slots__ = ("_calls", "_left", "_texts", "_witness", "diverged", "fidelity")
 
-    def __init__(self, transcript: Transcript) -> None:
-        self._texts = {each: transcript.text(each) for each in (Channel.THINKING, Channel.TEXT)}
-        self._calls = list(transcript.tool_calls)
-        self._witness = transcript.last.candidates if transcript.last is not None else None
+    def __init__(
+        self,
+        texts: Mapping[Channel, str],
+        calls: Sequence[Any] = (),
+        witness: Sequence[Candidate] | None = None,
+    ) -> None:
+        """`witness`: the candidates of the last token, for the fidelity."""
+        self._texts = dict(texts)
+        self._calls = list(calls)
+        self._witness = witness
         self._left = sum(map(len, self._texts.values())) + len(self._calls)
         self.diverged = False
         self.fidelity: float | None = None
 
     def __repr__(self) -> str:
         return f"<Replay {'diverged' if self.diverged else f'{self._left} left'}>"
+
+    @classmethod
+    def of(cls, transcript: Transcript) -> Replay:
+        """A run from the beginning."""
+        last = transcript.last
+        return cls(
+            {each: transcript.text(each) for each in (Channel.THINKING, Channel.TEXT)},
+            transcript.tool_calls,
+            last.candidates if last is not None else None,
+        )
+
+    @classmethod
+    def of_last(cls, last: TokenEvent) -> Replay:
+        """A run that begins with the last token."""
+        return cls({last.channel: last.token}, witness=last.candidates)
 
     @property
     def complete(self) -> bool:
@@ -97,7 +118,7 @@ class Replay:
         """The part of a piece that had not been delivered ("" for none)."""
         if not self._left:
             return "" if self.diverged else token
-        known = self._texts[channel]
+        known = self._texts.get(channel, "")
         if not (known.startswith(token) or (known and token.startswith(known))):
             return self._diverge()
         common = min(len(known), len(token))

@@ -59,6 +59,17 @@ async def complete(
     return await begin(runner, "/completion", body)
 
 
+async def walk(runner: Runner, prompt: list[int], tokens: list[int]) -> None:
+    """Make the engine read `tokens` after a prompt one by one, as it did when it wrote them.
+
+    Read together they give numbers that are a little different, and a choice between two tokens that are
+    nearly as probable then falls the other way: 1 of 25 cuts of a small quantised model.
+    """
+    body = {"n_predict": 0, "cache_prompt": True, "stream": False, "response_fields": ["stop"]}
+    for end in range(len(tokens)):
+        await _call(runner, "/completion", {**body, "prompt": prompt + tokens[:end]})
+
+
 async def begin(runner: Runner, path: str, body: Mapping[str, Any]) -> Reply:
     """An answer that is read as it comes."""
     reply = await runner.open(path, encode(body))

@@ -129,4 +129,6 @@ async def _continued(job: Job, runner: Runner, prompt: Prompt, fields: dict[str,
         raise ApiError(400, TOO_FAR)
     if fields["n_keep"] < 0:
         fields["n_keep"] = len(tokens)
+    if job.body.get("continue_stepwise"):
+        await engine.walk(runner, tokens, job.continued)
     return tokens + job.continued

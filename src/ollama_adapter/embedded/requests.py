@@ -27,6 +27,7 @@ _ANSWER: Final = {
     "top_logprobs": "int",
     "_debug_render_only": "bool",
     "continue_tokens": "[]int",
+    "continue_stepwise": "bool",
 }
 FIELDS: Final[dict[str, dict[str, str]]] = {
     "GenerateRequest": {
