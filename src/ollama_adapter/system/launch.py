@@ -168,9 +168,10 @@ class Launcher:
                 return running
             except BaseException as error:
                 child.kill()
-                if isinstance(error, NotOllama):
-                    raise _not_ollama(argv[0]) from error
-                if last or not isinstance(error, PortTaken):
+                # a stranger that took the port may also be who answers there
+                if last or not isinstance(error, (PortTaken, NotOllama)):
+                    if isinstance(error, NotOllama):
+                        raise _not_ollama(argv[0]) from error
                     raise
         raise AssertionError("the last try returns or raises")
 
