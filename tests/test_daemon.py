@@ -29,6 +29,7 @@ from ollama_adapter.errors import (
     NotOllama,
 )
 from ollama_adapter.events import DaemonChange
+from ollama_adapter.system import launch
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.http import find_free_port
 from ollama_adapter.system.runfile import RunFiles
@@ -209,6 +210,17 @@ async def test_with_a_stranger_on_the_port_one_is_spawned_on_another(place: Path
             await daemon.ensure_running()
             assert daemon.port != port
             assert (await daemon.health()).origin == "spawned"
+
+
+async def test_a_stranger_that_takes_the_chosen_port_first_costs_another_try(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stranger(response(b"{}")) as taken:
+        ports = iter([taken])
+        monkeypatch.setattr(launch, "find_free_port", lambda: next(ports, 0) or find_free_port())
+        async with supervising(Installed(place).config()) as daemon:
+            await daemon.ensure_running()
+            assert daemon.port != taken
 
 
 async def test_a_daemon_that_fails_to_start_is_told_with_its_last_words(place: Path) -> None:
