@@ -63,18 +63,19 @@ class Attempt:
         self,
         open_: Callable[[Sink], Awaitable[Exchange]],
         *,
-        paused: bool,
+        full: Callable[[], bool],
         first_s: float,
         next_s: float,
         reader_s: float,
     ) -> bool:
         """Until the response has ended: whether it came whole. Raises AdapterError.
 
-        The limits are in seconds: for the first record, for each one after it, and how often to look
-        whether a reader that makes us wait is still there (0: never).
+        `full` says whether what came before still waits for its reader. The limits are in seconds: for
+        the first record, for each one after it, and how often to look whether a reader that makes us
+        wait is still there (0: never).
         """
         self.exchange = exchange = await open_(self._receive)
-        if paused:
+        if full():  # asked now: the reader may have read on while the connection was made
             exchange.pause()
         await self._until_ended(exchange, first_s, next_s, reader_s or next_s)
         if exchange.status not in (0, 200):

@@ -95,15 +95,15 @@ class Recovery:
                 async with asyncio.timeout(self._remaining_s()):
                     await self._until_loaded(begun=len(transcript) > 0)
                     found = await self._choose(transcript)
-            except TimeoutError:
-                limit_s = self._limits.resume_s
-                self._refuse(f"no daemon and model within stream.resume_s ({limit_s:g} s)")
-                break
-            except AdapterError as error:
+            except AdapterError as error:  # first: a ReadTimeout of one step is a TimeoutError, too
                 if not len(transcript):
                     raise
                 self._refuse(f"{type(error).__name__} on the way")
                 continue
+            except TimeoutError:
+                limit_s = self._limits.resume_s
+                self._refuse(f"no daemon and model within stream.resume_s ({limit_s:g} s)")
+                break
             if found is None:
                 break
             return found

@@ -217,7 +217,7 @@ class Session:
         try:
             complete = await attempt.run(
                 lambda sink: self._backing.open(request, self.statistics, sink),
-                paused=self.channel.full,
+                full=lambda: self.channel.full,
                 first_s=first_s,
                 next_s=limits.next_token_s,
                 reader_s=limits.reader_s,

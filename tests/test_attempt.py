@@ -1,0 +1,68 @@
+"""One connection of a session, and a reader that reads on while it is made."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from anyio.lowlevel import checkpoint
+
+from ollama_adapter.attempt import Attempt
+from ollama_adapter.core.requests import generate_request
+from ollama_adapter.errors import AdapterError
+from ollama_adapter.system.channel import Channel
+from ollama_adapter.system.clock import SystemClock
+from ollama_adapter.system.http import Exchange, Sink, dial_port, encode_request, open_exchange
+from ollama_adapter.testing import ScriptedDaemon, answer, stream
+from tests.serving import WATCHDOG_S
+
+pytestmark = pytest.mark.anyio
+
+
+async def never(what: str, limit_s: float) -> AdapterError:
+    raise AssertionError(f"no {what} token within {limit_s} s")
+
+
+@pytest.mark.parametrize("reads_on", [True, False], ids=["reads_on", "waits"])
+async def test_only_a_buffer_that_is_full_once_connected_holds_the_daemon_up(
+    reads_on: bool,
+) -> None:
+    clock = SystemClock()
+    channel: Channel[str] = Channel(2, 100)
+    for word in ("one", "two"):
+        channel.put(word, 3)
+    channel.flush()
+    assert channel.full
+    taken: list[object] = []
+    request = generate_request("m", "p", {}, "5m")
+    attempt = Attempt(
+        request, lambda records, _: taken.extend(records), clock, never, lambda _: None
+    )
+    channel.on_drained = attempt.resume
+
+    async with ScriptedDaemon(lambda _: [stream(answer(["three"]))]) as daemon:
+
+        async def open_(sink: Sink) -> Exchange:
+            if reads_on:
+                while channel.get_nowait() is not None:
+                    pass
+            data = encode_request("POST", request.path, request.body)
+            return await open_exchange(dial_port(daemon.port), data, sink, 5.0)
+
+        async with asyncio.timeout(WATCHDOG_S), asyncio.TaskGroup() as group:
+            run = attempt.run(
+                open_, full=lambda: channel.full, first_s=60.0, next_s=60.0, reader_s=60.0
+            )
+            ended = group.create_task(run)
+            if not reads_on:
+                await _until_paused(attempt)
+                assert not taken
+                channel.discard()
+            assert await ended
+    assert len(taken) == 2
+    attempt.close()
+
+
+async def _until_paused(attempt: Attempt) -> None:
+    while attempt.exchange is None or not attempt.exchange.paused:
+        await checkpoint()
