@@ -242,15 +242,15 @@ class Session:
     def _take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
         """In the protocol's callback, once per read."""
         generation = self._generation
+        receive = generation.receive
         for record in records:
-            generation.receive(record, now_ns)
+            receive(record, now_ns)
             if record.done and self._attempt is not None:
                 tokens = context_length(record, self._attempt.context_tokens)
                 generation.check_truncation(tokens)
         arrived = self._arrived
         if arrived:
-            for event in arrived:
-                self.channel.put(event, len(event.token))
+            self.channel.put_all(arrived, [len(each.token) for each in arrived])
             self._transcript.add(arrived)
             self._draft.add(arrived)
             if self._observer is not None:

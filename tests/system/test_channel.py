@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 operations = st.lists(
     st.one_of(
-        st.tuples(st.just("put"), st.integers(0, 30)),
+        st.tuples(st.sampled_from(["put", "put", "put_all"]), st.integers(0, 30)),
         st.tuples(st.just("flush"), st.just(0)),
         st.tuples(st.just("get"), st.just(0)),
         st.tuples(st.sampled_from(["discard", "end", "get", "get"]), st.just(0)),
@@ -39,6 +39,9 @@ def test_items_come_out_in_order_and_pressure_is_told_in_pairs(
         if what == "put":
             channel.put(number, size)
             model.append((number, size))
+        elif what == "put_all":
+            channel.put_all([number, number], [size, 0])
+            model += ((number, size), (number, 0))
         elif what == "flush":
             channel.flush()
         elif what == "end":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -58,6 +58,11 @@ class Channel(Generic[T]):
         """Add an item of `size` bytes; never waits. The reader wakes at `flush`."""
         self._items.append((item, size))
         self._bytes += size
+
+    def put_all(self, items: Iterable[T], sizes: Sequence[int]) -> None:
+        """The same for the items of a whole read."""
+        self._items += zip(items, sizes, strict=True)
+        self._bytes += sum(sizes)
 
     def flush(self) -> None:
         """Tell the reader of what was put: once per socket read, not once per item."""
