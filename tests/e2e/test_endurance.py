@@ -20,6 +20,7 @@ import pytest
 
 from ollama_adapter import Finish, OllamaAdapter
 from ollama_adapter.stream import REMEMBERED
+from ollama_adapter.system.clock import SystemClock
 from tests.e2e.test_resume import MODEL, Killer, daemon_of, killing, question, runner_of
 from tests.serving import collect, text_of
 
@@ -37,6 +38,7 @@ DAEMON_EVERY = 40
 LEAK_BYTES = 128 << 10
 """In all, whatever the count."""
 ROUND_S = 120.0
+MINUTE_NS = 60_000_000_000
 OPTIONS: dict[str, dict[str, Any]] = {
     "tokens": {"temperature": 0},
     "rerun": {"temperature": 0.8, "seed": 11},
@@ -51,7 +53,6 @@ class Soak:
         self._adapter = adapter
         self._killer = killer
         self._chance = random.Random(4)
-        self._frames = killer.subscribe()
         self._wholes: dict[tuple[int, str], str] = {}
         self.outcomes: Counter[str] = Counter()
 
@@ -89,6 +90,13 @@ class Soak:
             text = await self._ask(n, name)
             assert text == self._wholes.get((n, name), text), "it is not the uncut answer"
             self._killer.target = None
+            self._fade()
+
+    def _fade(self) -> None:
+        """Frames show who has ended until its energy is gone: here is one of a minute later."""
+        composer = self._killer._composer
+        composer.compose(0, SystemClock().now_ns() + MINUTE_NS, 0)
+        assert not composer.active
 
     async def _aim(self, victim: Callable[[OllamaAdapter], int]) -> None:
         await self._adapter.ensure_running()
@@ -100,8 +108,7 @@ class Soak:
     async def at_rest(self) -> tuple[int, int, int, int]:
         """Tasks, open files, traced and resident bytes, with a daemon and a runner at hand."""
         await self._ask(0, "tokens")
-        while self._killer._composer.active:  # frames show who has ended until its energy is gone
-            await anext(self._frames)
+        self._fade()
         gc.collect()
         process = psutil.Process()
         traced = tracemalloc.get_traced_memory()[0]
@@ -116,7 +123,6 @@ async def test_killed_runners_and_daemons_lose_nothing_and_leave_nothing_behind(
     try:
         async with killing() as (adapter, killer):
             asyncio.get_running_loop().set_debug(False)
-            killer.open(adapter._scope)
             soak = Soak(adapter, killer)
             await soak.learn()
             first = max(count // 10, KILL_EVERY + 1)
