@@ -5,37 +5,11 @@
             print(event.token, end="")
 
 Errors are in `ollama_adapter.errors`, doubles for tests in `ollama_adapter.testing`.
+
+A name is imported when it is first used; `__init__.pyi` says the same to type checkers.
 """
 
-from ollama_adapter.adapter import OllamaAdapter
-from ollama_adapter.blocking import BlockingAdapter
-from ollama_adapter.config import (
-    Config,
-    DaemonConfig,
-    DaemonMode,
-    EnergyConfig,
-    FrameConfig,
-    PoolConfig,
-    StreamConfig,
-    Tier,
-)
-from ollama_adapter.core.energy import EUMapper
-from ollama_adapter.decipher import Decipher
-from ollama_adapter.events import (
-    Answer,
-    Channel,
-    Finish,
-    Frame,
-    Guarantee,
-    Health,
-    Source,
-    State,
-    Statistics,
-    TokenEvent,
-)
-from ollama_adapter.orchestrator import Orchestrator
-from ollama_adapter.pool import ModelPool
-from ollama_adapter.stream import TokenStream
+from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
@@ -66,3 +40,50 @@ __all__ = [
     "TokenEvent",
     "TokenStream",
 ]
+
+_HOMES = {
+    "adapter": ("OllamaAdapter",),
+    "blocking": ("BlockingAdapter",),
+    "config": (
+        "Config",
+        "DaemonConfig",
+        "DaemonMode",
+        "EnergyConfig",
+        "FrameConfig",
+        "PoolConfig",
+        "StreamConfig",
+        "Tier",
+    ),
+    "core.energy": ("EUMapper",),
+    "decipher": ("Decipher",),
+    "events": (
+        "Answer",
+        "Channel",
+        "Finish",
+        "Frame",
+        "Guarantee",
+        "Health",
+        "Source",
+        "State",
+        "Statistics",
+        "TokenEvent",
+    ),
+    "orchestrator": ("Orchestrator",),
+    "pool": ("ModelPool",),
+    "stream": ("TokenStream",),
+}
+_MODULES = ("errors", "testing")
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return _import_module(f"{__name__}.{name}")
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(_import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -1,15 +1,22 @@
-"""The command `ollama-adapter`, as installed and as `python -m ollama_adapter`."""
+"""The command `ollama-adapter`, as installed and as `python -m ollama_adapter`.
+
+It imports next to nothing: until `main` is reached, Ctrl-C is Python's, and shows where it was.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Final
 
-EXTRA: Final = ("typer", "rich")
+EXTRA = ("typer", "rich")
+CTRL_C = 130
 
 
 def main() -> None:
     """Run the command; where its extra is absent, say how to install it and end with 1."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+        signal.signal(signal.SIGINT, _leave)
     try:
         from ollama_adapter.cli.app import main as command
     except ModuleNotFoundError as error:
@@ -18,6 +25,11 @@ def main() -> None:
         print("the command needs: pip install 'ollama-adapter[cli]'", file=sys.stderr)
         sys.exit(1)
     command()
+
+
+def _leave(*_: object) -> None:
+    """Ctrl-C before there is anything to abort: in the middle of an import, an exception is a fault."""
+    os._exit(CTRL_C)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,10 @@ class Recovery:
     def __repr__(self) -> str:
         return f"<Recovery {self._tries} of {self._limits.resume_tries} tries>"
 
+    def standing(self, tokens: int) -> Interruption | None:
+        """Why there are no more than `tokens`; None while they flow."""
+        return self._reason if tokens == self._tokens else None
+
     async def way_on(self, cut: AdapterError, transcript: Transcript) -> WayOn:
         """A way to go on after `cut`. Raises StreamInterrupted, and what an unbegun answer failed with.
 
@@ -98,7 +102,7 @@ class Recovery:
             except AdapterError as error:  # first: a ReadTimeout of one step is a TimeoutError, too
                 if not len(transcript):
                     raise
-                self._refuse(f"{type(error).__name__} on the way")
+                self._refuse(f"on the way: {error}")
                 continue
             except TimeoutError:
                 limit_s = self._limits.resume_s
@@ -120,7 +124,7 @@ class Recovery:
             except DaemonNotFound as error:
                 if not begun:
                     raise
-                self._refuse(f"{type(error).__name__} on the way")
+                self._refuse(f"on the way: {error}")
             await self._clock.sleep_until_ns(self._clock.now_ns() + pause_ns)
             pause_ns = min(2 * pause_ns, LAST_PAUSE_NS)
 

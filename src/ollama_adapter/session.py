@@ -129,6 +129,11 @@ class Session:
         return self.channel.full
 
     @property
+    def interruption(self) -> Interruption | None:
+        """Why its stream was cut, until tokens flow again or it has ended; else None."""
+        return None if self.ended else self._recovery.standing(self.statistics.tokens)
+
+    @property
     def last_token_ns(self) -> int:
         """When its latest token arrived; 0 before the first."""
         return self._generation.last_ns

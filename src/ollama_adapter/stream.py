@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ollama_adapter.core.aborts import phase_of
-from ollama_adapter.errors import GenerationError, InvalidRequest, SessionNotFound
+from ollama_adapter.errors import GenerationError, Interruption, InvalidRequest, SessionNotFound
 from ollama_adapter.events import Phase, Statistics, TokenEvent
 from ollama_adapter.session import Session
 from ollama_adapter.system.scope import TaskScope
@@ -157,6 +157,11 @@ class TokenStream(AsyncIterator[TokenEvent]):
     def statistics(self) -> Statistics:
         """The session's account; complete once its `finish` is set."""
         return self._session.statistics
+
+    @property
+    def interruption(self) -> Interruption | None:
+        """Why it stands still, from an interruption until tokens flow again; else None."""
+        return self._session.interruption
 
     async def __anext__(self) -> TokenEvent:
         """The next token. Raises what ended the generation, once. Cancelling is safe: none is lost."""

@@ -11,7 +11,17 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from ollama_adapter.cli import draw
-from ollama_adapter.events import Channel, Finish, Guarantee, State, Statistics, TokenEvent
+from ollama_adapter.errors import Interruption
+from ollama_adapter.events import (
+    Channel,
+    Finish,
+    Guarantee,
+    Seam,
+    State,
+    Statistics,
+    TokenEvent,
+    Way,
+)
 
 
 def event(*logprobs: float, channel: Channel = Channel.TEXT) -> TokenEvent:
@@ -79,6 +89,22 @@ def test_the_line_fits(width: int) -> None:
         assert "SATURATED" in line.plain
 
 
+@pytest.mark.parametrize("width", range(0, 130, 3))
+@pytest.mark.parametrize("reason", Interruption)
+def test_a_notice_fits_and_leaves_the_state(reason: str, width: int) -> None:
+    status = draw.Status(State.STALLING, 0.5, 412.0, False, 38.0, 57)
+    status.notice = f"interrupted, going on: {reason}"
+    for ascii_only in (False, True):
+        line = draw.status_line(status, width, ascii_only=ascii_only).plain
+        assert cell_len(line) <= width
+        assert not ascii_only or line.isascii()
+        assert "tok/s" not in line
+        if width >= 19:
+            assert "STALLING" in line
+        if width >= 95:
+            assert status.notice in line
+
+
 def shown(statistics: Statistics, width: int = 100) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
@@ -98,6 +124,29 @@ def test_the_account_tells_what_was_kept_and_why_a_promise_was_not() -> None:
     assert "missed ttft warm 3.12 s, promised 2.00 s: queued: the daemon was busy" in text
     assert "kept   handling 0.20 ms" in text
     assert "throughput" not in text
+
+
+def test_the_account_tells_every_place_where_it_went_on() -> None:
+    statistics = Statistics("s", "m", "m", Finish.STOP, 20)
+    statistics.seams = (
+        Seam(0, Way.ANEW, Interruption.CUT, 0.0),
+        Seam(1, Way.TOKENS, Interruption.RUNNER_DIED, 120.0, 1.0),
+        Seam(12, Way.TEXT, Interruption.STALLED, 2340.0, 0.934, exact=False),
+    )
+    assert [line.strip() for line in shown(statistics, 200).splitlines()[1:]] == [
+        "resumed before the first token (the connection was cut) · asked anew",
+        "after 1 token (the process that ran the model died) · by token ids"
+        " · fidelity 1.00 · gap 120 ms",
+        "after 12 tokens (no token came within the limit) · from its text"
+        " · fidelity 0.93 · gap 2.34 s · its length is not exact",
+    ]
+    assert "resumed" not in shown(Statistics("s", "m", "m", Finish.STOP, 20))
+
+
+def test_the_account_tells_the_age_of_an_answer_from_memory() -> None:
+    statistics = Statistics("s", "m", "m", Finish.STOP, 20, cached_age_s=12.4)
+    assert "cached from memory, 12 s old: no daemon can be had" in shown(statistics)
+    assert "cached" not in shown(Statistics("s", "m", "m", Finish.STOP, 20))
 
 
 def test_the_account_says_that_the_demonstration_model_knows_nothing() -> None:

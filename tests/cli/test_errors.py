@@ -21,7 +21,7 @@ from ollama_adapter.testing import (
     response,
     stream,
 )
-from tests.cli.command import Done, Machine
+from tests.cli.command import WATCHDOG_S, Done, Machine, finish, interrupt
 from tests.serving import saying, sending
 
 pytestmark = pytest.mark.anyio
@@ -100,7 +100,13 @@ async def test_a_prompt_longer_than_the_context_names_both_numbers(machine: Mach
     body = {"error": {"message": words, "n_prompt_tokens": 5000, "n_ctx": 4096}}
     async with ScriptedDaemon(sending(json_response(body, 400))) as daemon:
         machine.port = daemon.port
-        fault(await machine.run("run", "m", "hi"), "5000 tokens", "4096 fit", "num_ctx")
+        fault(
+            await machine.run("run", "m", "hi"),
+            "5000 tokens",
+            "4096 fit",
+            "--num-ctx",
+            "--truncate",
+        )
 
 
 async def test_a_daemon_that_answers_garbage(machine: Machine) -> None:
@@ -230,3 +236,45 @@ def test_without_its_extra_the_command_says_how_to_install_it(absent: str) -> No
     )
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["the command needs: pip install 'ollama-adapter[cli]'"]
+
+
+@pytest.mark.parametrize("imported", ["typing", "typer", "asyncio", "ollama_adapter.session"])
+async def test_ctrl_c_in_the_middle_of_an_import_shows_no_fault(
+    machine: Machine, imported: str
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "importtime", "-m", "ollama_adapter", "run", "hi"),
+        env=machine.whole_environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(WATCHDOG_S):
+        while (await process.stderr.readline()).split()[-1:] != [imported.encode()]:
+            assert process.returncode is None
+    interrupt(process)
+    done = await finish(process)
+    assert (done.code, done.out) == (130, "")
+    assert "Traceback" not in done.err and "KeyboardInterrupt" not in done.err
+
+
+async def test_a_home_that_cannot_be_written_is_an_error_that_status_and_doctor_foresee(
+    machine: Machine,
+) -> None:
+    blocked = machine.home / "blocked"
+    blocked.write_text("a file where a directory should be")
+    machine.environment |= {
+        "XDG_STATE_HOME": str(blocked / "state"),
+        "OLLAMA_ADAPTER_DAEMON_MODE": "embedded",
+    }
+    done = await machine.run("run", "hi there")
+    fault(done, "cannot be made", "set XDG_STATE_HOME to a directory")
+    message = done.err.splitlines()[0].removeprefix("error: ")
+    status, (line,) = await machine.run("status"), (await machine.run("status", "--json")).lines
+    assert status.code == 1
+    assert "would fail: set XDG_STATE_HOME to a directory" in status.out
+    assert (line["plan"], line["problem"]) == ("", message)
+    doctor = await machine.run("doctor")
+    assert doctor.code == 1
+    assert "no daemon" in doctor.out and message in doctor.out

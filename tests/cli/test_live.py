@@ -95,6 +95,31 @@ def test_the_line_is_below_the_text_while_it_runs() -> None:
     assert (screen.row, screen.column) == (1, 0)
 
 
+def test_a_stream_that_was_cut_says_why_instead_of_a_rate() -> None:
+    with sized(80, 10):
+        screen = Screen(80, 10)
+        view = view_on(screen)
+        view.add(event("a", 0))
+        view.add(event("b", 1))
+        view.draw(SessionFrame(0.5, State.STALLING), 2000, "the connection was cut")
+        assert "interrupted, going on: the connection was cut" in screen.text
+        assert "tok/s" not in screen.text
+        view.draw(frame(), 3000)
+        assert "interrupted" not in screen.text and "tok/s" in screen.text
+
+
+def test_a_long_silence_is_counted_instead_of_a_rate() -> None:
+    stalling = SessionFrame(0.5, State.STALLING)
+    with sized(80, 10):
+        screen = Screen(80, 10)
+        view = view_on(screen)
+        view.add(event("a"))
+        view.draw(stalling, 2_000_000_000)
+        assert "tok/s" in screen.text
+        view.draw(stalling, 7_000_001_000)
+        assert "no token for 7 s" in screen.text and "tok/s" not in screen.text
+
+
 def test_thinking_is_set_apart() -> None:
     screen = Screen(60, 10)
     with sized(60, 10):

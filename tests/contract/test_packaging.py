@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import email
 import email.message
+import importlib
 import subprocess
 import sys
 import tarfile
@@ -12,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import ollama_adapter
+
 ROOT = Path(__file__).parents[2]
-HEAVY = ["typer", "rich", "uvicorn", "xllamacpp", "psutil", "multiprocessing"]
+HEAVY = ["typer", "rich", "uvicorn", "xllamacpp", "psutil", "multiprocessing", "asyncio", "msgspec"]
 TINYDOC = "ollama_adapter/embedded/tinydoc"
 
 
@@ -60,7 +64,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(names: set[str]) -> None:
 
 def test_the_wheel_holds_every_file_of_the_source(names: set[str]) -> None:
     package = ROOT / "src" / "ollama_adapter"
-    source = {f"ollama_adapter/{each.relative_to(package)}" for each in package.rglob("*.py")}
+    source = {
+        f"ollama_adapter/{each.relative_to(package)}"
+        for each in package.rglob("*.py*")
+        if "__pycache__" not in each.parts
+    }
     assert "pytest_ollama_adapter.py" in names
     assert source <= names
     assert "ollama_adapter/py.typed" in names
@@ -108,6 +116,27 @@ def test_the_source_archive_can_be_built_again(archives: tuple[Path, Path]) -> N
     assert {"pyproject.toml", "README.md", "LICENSE", "src/ollama_adapter/__init__.py"} <= held
     extra = {name.partition("/")[0] for name in held} - {"src", "PKG-INFO", ".gitignore", ""}
     assert extra == {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+
+
+def test_type_checkers_are_told_of_the_names_that_there_are() -> None:
+    """`__init__.pyi` is what they read, and `__init__.py` what runs."""
+    stub = ast.parse((ROOT / "src/ollama_adapter/__init__.pyi").read_text("utf-8"))
+    told = {
+        alias.name: each.module
+        for each in stub.body
+        if isinstance(each, ast.ImportFrom)
+        for alias in each.names
+    }
+    assert {name for name in told if name[0].isupper()} == set(ollama_adapter.__all__)
+    for name, module in told.items():
+        assert module is not None
+        home = importlib.import_module(module)
+        assert getattr(ollama_adapter, name) is getattr(home, name)
+    assert set(told) <= set(dir(ollama_adapter))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ollama_adapter.nothing  # type: ignore[attr-defined]  # noqa: B018
+    (names,) = (each for each in stub.body if isinstance(each, ast.Assign))
+    assert ast.literal_eval(names.value) == ollama_adapter.__all__
 
 
 def test_importing_the_package_does_no_work() -> None:

@@ -14,9 +14,10 @@ from typing import Any, Final
 from ollama_adapter.cli import asking
 from ollama_adapter.cli.ending import Interrupted, interruption
 from ollama_adapter.cli.live import quiet_keyboard
-from ollama_adapter.cli.output import complain, notices, stdout
+from ollama_adapter.cli.output import notices, stdout
 from ollama_adapter.cli.run import answer
 from ollama_adapter.cli.showing import Way
+from ollama_adapter.cli.wording import tell
 from ollama_adapter.config import Config
 from ollama_adapter.errors import AdapterError, DaemonError
 from ollama_adapter.orchestrator import Orchestrator
@@ -64,7 +65,7 @@ async def _turn(
         raise
     except AdapterError as error:
         messages.pop()
-        complain("error", str(error), error.hint)
+        tell(error)
         return
     messages.append({"role": "assistant", "content": way.text})
 

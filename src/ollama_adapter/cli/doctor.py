@@ -19,11 +19,12 @@ from ollama_adapter.system import settings
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.policy import Level
 from ollama_adapter.system.jail.proof import Proof, prove
+from ollama_adapter.system.obstacles import obstacle
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Findings:
-    """What the doctor sees; `level` is "" where the daemon would not be started."""
+    """What the doctor sees; `level` is "" where no sandbox holds, `obstacle` why no daemon would start."""
 
     python: str
     ollama: str
@@ -33,11 +34,13 @@ class Findings:
     level: str
     reasons: tuple[str, ...]
     proofs: tuple[Proof, ...]
+    obstacle: str
 
     @property
     def healthy(self) -> bool:
         installed = bool(self.ollama) or self.embedded
-        return installed and bool(self.level) and all(each.refused for each in self.proofs)
+        able = installed and bool(self.level) and not self.obstacle
+        return able and all(each.refused for each in self.proofs)
 
 
 def doctor(*, as_json: bool) -> Coroutine[Any, Any, None]:
@@ -73,6 +76,7 @@ async def _examine(config: Config) -> Findings:
         level="" if refused else level.value,
         reasons=(refused,) if refused else reasons,
         proofs=tuple(proofs),
+        obstacle="" if refused else str(obstacle(config.daemon) or ""),
     )
 
 
@@ -84,6 +88,8 @@ def _show(findings: Findings) -> None:
     table.add_row("Ollama", Text(harmless(findings.ollama or "not installed")))
     table.add_row("embedded", "installed" if findings.embedded else "not installed")
     table.add_row("models in", Text(harmless(findings.models_dir)))
+    if findings.obstacle:
+        table.add_row("no daemon", Text(harmless(findings.obstacle), BAD))
     level = Level(findings.level).words if findings.level else "none holds: no daemon is started"
     table.add_row("sandbox", Text(level, GOOD if findings.level else BAD))
     for reason in findings.reasons:

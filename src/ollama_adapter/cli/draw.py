@@ -17,7 +17,16 @@ from rich.text import Text
 from ollama_adapter.core.energy import certainty
 from ollama_adapter.core.names import parse_name
 from ollama_adapter.errors import InvalidRequest
-from ollama_adapter.events import Channel, Finish, Guarantee, State, Statistics, TokenEvent
+from ollama_adapter.events import (
+    Channel,
+    Finish,
+    Guarantee,
+    Seam,
+    State,
+    Statistics,
+    TokenEvent,
+    Way,
+)
 
 CERTAINTIES: Final = tuple(
     Style.parse(each)
@@ -51,6 +60,12 @@ FINISHES: Final = {
     Finish.ABORTED: "aborted",
     Finish.FAILED: "failed",
 }
+WAYS: Final = {
+    Way.TOKENS: "by token ids",
+    Way.RERUN: "by a second run",
+    Way.TEXT: "from its text",
+    Way.ANEW: "asked anew",
+}
 DEMONSTRATION: Final = (
     "tinydoc is a demonstration model that knows nothing: do not believe what it says"
 )
@@ -75,10 +90,14 @@ class Status:
     """No token has come: `ttft_ms` still counts."""
     tps: float | None = None
     tokens: int = 0
+    notice: str = ""
+    """Why no token comes, where none does."""
 
 
 def status_line(status: Status, width: int, *, ascii_only: bool = False) -> Text:
     """One line of at most `width` cells; on a narrow terminal the rear fields are left out."""
+    if status.notice:
+        return _notice_line(status, width, ascii_only=ascii_only)
     rate = "–" if status.tps is None else f"{status.tps:.0f}" if status.tps < 99_999.5 else ">99k"
     fields = [
         f" {status.energy:4.2f}",
@@ -100,6 +119,18 @@ def status_line(status: Status, width: int, *, ascii_only: bool = False) -> Text
     return line
 
 
+def _notice_line(status: Status, width: int, *, ascii_only: bool) -> Text:
+    """The notice takes the place of a rate that is none any more, and if need be that of the bar."""
+    words = f"  {status.notice}"
+    bar_width = max(0, min(width - STATE_WIDTH - 6 - len(words), BAR_MAX))
+    line = energy_bar(status.energy, bar_width, status.state, ascii_only=ascii_only)
+    line.append(f" {status.energy:4.2f}" if width >= STATE_WIDTH + 6 else "")
+    line.append(f" {status.state.value.upper():<{STATE_WIDTH}}", f"bold {STATES[status.state]}")
+    line.append(words, LABEL)
+    line.truncate(max(1, width), overflow="crop" if ascii_only else "ellipsis")
+    return line if width > 0 else Text()
+
+
 def energy_bar(energy: float, width: int, state: State, *, ascii_only: bool = False) -> Text:
     """`energy` of `width` cells, in eighths of a cell."""
     filled, eighth = divmod(round(energy * width * 8), 8)
@@ -119,6 +150,10 @@ def summary(statistics: Statistics, width: int) -> Table:
     if width < 40:
         table.columns[0].overflow, table.columns[0].max_width = "crop", 0
     table.add_row("answer", _outcome(statistics))
+    if remembered(statistics):
+        table.add_row("cached", remembered(statistics))
+    if statistics.seams:
+        table.add_row("resumed", "\n".join(map(joined, statistics.seams)))
     if statistics.eval_count:
         table.add_row("daemon", _daemon(statistics))
     for label, met, style in (("kept", True, GOOD), ("missed", False, BAD)):
@@ -133,7 +168,7 @@ def summary(statistics: Statistics, width: int) -> Table:
 
 def _outcome(statistics: Statistics) -> str:
     parts = [FINISHES.get(statistics.finish or Finish.STOP, str(statistics.finish))]
-    parts.append(f"{statistics.tokens} token{'' if statistics.tokens == 1 else 's'}")
+    parts.append(_count(statistics.tokens))
     if statistics.ttft_ms is not None:
         start = {True: " (warm)", False: " (cold)", None: ""}[statistics.warm]
         parts.append(f"first after {_brief(statistics.ttft_ms)}{start}")
@@ -153,6 +188,32 @@ def _daemon(statistics: Statistics) -> str:
     if statistics.load_duration_ns:
         parts.append(f"load {_brief(statistics.load_duration_ns / 1e6)}")
     return " · ".join(parts)
+
+
+def joined(seam: Seam) -> str:
+    """Where and why a stream was interrupted, and how it went on."""
+    before = f"after {_count(seam.index)}" if seam.index else "before the first token"
+    parts = [f"{before} ({seam.reason})", WAYS[seam.way]]
+    if seam.fidelity is not None:
+        parts.append(f"fidelity {seam.fidelity:.2f}")
+    if seam.gap_ms:
+        parts.append(f"gap {_brief(seam.gap_ms)}")
+    if not seam.exact:
+        parts.append("its length is not exact")
+    return " · ".join(parts)
+
+
+def remembered(statistics: Statistics) -> str:
+    """That an answer is not the model's of today; "" where it is."""
+    age_s = statistics.cached_age_s
+    if age_s is None:
+        return ""
+    age = f"{age_s:.0f} s" if age_s < 100 else f"{age_s / 60:.0f} min"
+    return f"from memory, {age} old: no daemon can be had"
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens} token{'' if tokens == 1 else 's'}"
 
 
 def _kept(guarantee: Guarantee) -> str:

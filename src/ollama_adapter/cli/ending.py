@@ -18,7 +18,8 @@ from typing import Final
 
 import typer
 
-from ollama_adapter.cli.output import complain, notices, print_json
+from ollama_adapter.cli.output import notices
+from ollama_adapter.cli.wording import tell, tell_json
 from ollama_adapter.errors import AdapterError, InvalidRequest
 
 FAILED: Final = 1
@@ -35,8 +36,8 @@ def execute(prepare: Callable[[], Awaitable[None]], *, as_json: bool = False) ->
     logging.getLogger("ollama_adapter").addHandler(notices)
     try:
         code = asyncio.run(_until_signal(prepare()))
-        if code:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # we are ending already
+        # The loop is gone, and with it what it did about signals: we are ending already.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if code else signal.SIG_DFL)
         sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
@@ -111,18 +112,8 @@ async def _until_signal(work: Awaitable[None]) -> int:
 
 def _report(error: AdapterError | OSError, as_json: bool) -> None:
     """In words on stderr, or as the last line of the JSON on stdout."""
-    if isinstance(error, AdapterError):
-        message, hint = str(error), error.hint
-    else:
-        where = f"{error.filename}: " if error.filename else ""
-        message, hint = f"{where}{error.strerror or type(error).__name__}", ""
     try:
-        if as_json:
-            kind = type(error).__name__
-            message = message.encode("utf-8", "replace").decode()
-            print_json({"type": "error", "error": kind, "message": message, "hint": hint})
-        else:
-            complain("error", message, hint)
+        tell_json(error) if as_json else tell(error)
     except OSError:
         discard_output()
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ollama_adapter.cli.draw import Status, status_line, token_style
 from ollama_adapter.cli.output import Output, harmless
-from ollama_adapter.events import Channel, SessionFrame, TokenEvent
+from ollama_adapter.events import Channel, SessionFrame, State, TokenEvent
 
 ERASE_BELOW: Final = "\x1b[J"
 ERASE_LINE: Final = "\x1b[K"
@@ -32,6 +32,7 @@ RESTORE: Final = "\x1b8"
 AT_ONCE: Final = "\x1b[?2026h"  # until SHOW; a terminal that does not know them ignores them
 SHOW: Final = "\x1b[?2026l"
 TAB: Final = 8
+SILENT_S: Final = 3  # a silence worth a word
 
 
 class Flow:
@@ -144,13 +145,20 @@ class LiveView:
         if self._last_ns > self._first_ns:
             status.tps = (status.tokens - 1) * 1e9 / (self._last_ns - self._first_ns)
 
-    def draw(self, shown: SessionFrame, now_ns: int) -> None:
-        """Draw one frame; skipped while the terminal does not take it."""
+    def draw(self, shown: SessionFrame, now_ns: int, interruption: str = "") -> None:
+        """Draw one frame; skipped while the terminal does not take it.
+
+        `interruption`: why no token comes, where the stream was cut and is to go on.
+        """
         if not self._output.ready:
             return
         status = self.status
         status.state, status.energy = shown.state, shown.energy
         status.waiting = not self._first_ns
+        status.notice = f"interrupted, going on: {interruption}" if interruption else ""
+        silent_s = (now_ns - self._last_ns) / 1e9
+        if shown.state is State.STALLING and not interruption and silent_s >= SILENT_S:
+            status.notice = f"no token for {silent_s:.0f} s"
         status.ttft_ms = max(0.0, ((self._first_ns or now_ns) - self.started_ns) / 1e6)
         self._draw(None)
 

@@ -12,7 +12,7 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -102,11 +102,13 @@ def print_json(value: Any) -> None:
     Output(1).write_now(msgspec.json.encode(value).decode() + "\n")
 
 
-def complain(kind: str, message: str, hint: str = "") -> None:
-    """A line for people on stderr, and what they can do about it on the next."""
+def complain(kind: str, message: str, hint: str = "", details: Sequence[str] = ()) -> None:
+    """A line for people on stderr, a line for each detail, and what they can do about it on the last."""
     lines = Text()
     lines.append(f"{kind}: ", "bold red" if kind == "error" else "bold yellow")
     lines.append(harmless(message))
+    for detail in details:
+        lines.append(f"\n  {harmless(detail)}")
     if hint:
         lines.append("\nhint: ", "bold cyan").append(harmless(hint))
     console(stderr=True).print(lines, soft_wrap=True)

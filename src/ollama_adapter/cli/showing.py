@@ -11,9 +11,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ollama_adapter.cli.draw import summary
+from ollama_adapter.cli.draw import joined, remembered, summary
 from ollama_adapter.cli.live import LiveView
-from ollama_adapter.cli.output import Output, console, harmless, is_terminal, print_json, stdout
+from ollama_adapter.cli.output import (
+    Output,
+    complain,
+    console,
+    harmless,
+    is_terminal,
+    print_json,
+    stdout,
+)
 from ollama_adapter.events import Channel, Finish, Frame, Statistics, TokenEvent
 from ollama_adapter.stream import TokenStream
 from ollama_adapter.system.clock import SystemClock
@@ -36,7 +44,8 @@ class Way(Protocol):
 
 
 class Plain:
-    """The text of the answer and nothing else; statistics, where wanted, go to stderr."""
+    """The text of the answer and nothing else; on stderr where it went on or is an old one, and, where
+    they are wanted, the statistics."""
 
     def __init__(self, *, statistics: bool, terminal: bool) -> None:
         self._statistics = statistics
@@ -69,6 +78,11 @@ class Plain:
             if self._terminal:
                 screen.print()
             screen.print(summary(statistics, screen.width))
+            return
+        for seam in statistics.seams:
+            complain("note", f"the answer was interrupted and went on: {joined(seam)}")
+        if remembered(statistics):
+            complain("note", f"the answer is {remembered(statistics)}")
 
 
 class Lines:
@@ -109,7 +123,7 @@ class Live:
         self._output = stdout()
         self._view: LiveView | None = None
         self._gone: OSError | None = None  # why nobody can see it any more
-        self._session_id = ""
+        self._stream: TokenStream | None = None
         self.text = ""
 
     def begin(self) -> None:
@@ -117,17 +131,18 @@ class Live:
         self._view.begin("starting …")
 
     def on_frame(self, frame: Frame) -> None:
-        shown = frame.sessions.get(self._session_id)
-        if self._view is not None and shown is not None and self._gone is None:
+        stream = self._stream
+        shown = None if stream is None else frame.sessions.get(stream.session_id)
+        if self._view is not None and stream and shown is not None and self._gone is None:
             try:
-                self._view.draw(shown, frame.monotonic_ns)
+                self._view.draw(shown, frame.monotonic_ns, stream.interruption or "")
             except OSError as error:  # the terminal is gone, and nobody told us
                 self._gone = error
 
     async def show(self, stream: TokenStream) -> None:
         view = self._view
         assert view is not None
-        self._session_id = stream.session_id
+        self._stream = stream
         view.started_ns = SystemClock().now_ns()
         self.text = ""
         async for event in stream:

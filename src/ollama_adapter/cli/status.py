@@ -14,11 +14,13 @@ from ollama_adapter.cli.asking import default_model
 from ollama_adapter.cli.draw import LABEL
 from ollama_adapter.cli.models import adopting
 from ollama_adapter.cli.output import console, harmless, print_json
+from ollama_adapter.cli.wording import in_the_commands_words
 from ollama_adapter.config import Config, DaemonMode
-from ollama_adapter.errors import DaemonError, DaemonNotFound
+from ollama_adapter.errors import AdapterError, DaemonError, DaemonNotFound
 from ollama_adapter.events import Health
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
+from ollama_adapter.system.obstacles import obstacle
 
 
 def status(*, start: bool, as_json: bool) -> Coroutine[Any, Any, None]:
@@ -28,6 +30,9 @@ def status(*, start: bool, as_json: bool) -> Coroutine[Any, Any, None]:
 async def _status(config: Config, start: bool, as_json: bool) -> None:
     health, problem = await _look(config, start)
     plan = _plan(config, adopted=health.origin == "adopted")
+    against = None if health.ready or not plan else obstacle(config.daemon)
+    if against is not None:
+        plan, problem = "", str(against)
     file = settings.settings_file()
     places = {
         "models_dir": str(settings.models_dir(config.daemon)),
@@ -37,7 +42,7 @@ async def _status(config: Config, start: bool, as_json: bool) -> None:
     if as_json:
         print_json({**dataclasses.asdict(health), "problem": problem, "plan": plan, **places})
     else:
-        _show(health, problem, plan, places)
+        _show(health, problem, _next(plan, against), places)
     if not health.ready and not plan:
         raise typer.Exit(1)
 
@@ -76,7 +81,16 @@ def _plan(config: Config, *, adopted: bool) -> str:
     return ""
 
 
-def _show(health: Health, problem: str, plan: str, places: dict[str, str]) -> None:
+def _next(plan: str, against: AdapterError | None) -> str:
+    """What the next command would do, in words."""
+    if plan:
+        return f"would {plan}"
+    if against is not None:
+        return f"would fail: {in_the_commands_words(against.hint)}"
+    return "has no daemon: install Ollama, or pip install 'ollama-adapter[embedded]'"
+
+
+def _show(health: Health, problem: str, next_command: str, places: dict[str, str]) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style=LABEL)
     table.add_column(overflow="fold")
@@ -89,9 +103,7 @@ def _show(health: Health, problem: str, plan: str, places: dict[str, str]) -> No
         "sandbox": health.sandbox,
         "too old for": ", ".join(health.missing) if health.ready else "",
         "problem": problem,
-        "next command": f"would {plan}"
-        if plan
-        else "has no daemon: install Ollama, or pip install 'ollama-adapter[embedded]'",
+        "next command": next_command,
         "default model": places["default_model"],
         "models in": places["models_dir"],
         "settings": places["settings_file"] or f"none ({settings.settings_file()})",

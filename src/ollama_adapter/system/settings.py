@@ -108,16 +108,36 @@ def embedded_command() -> list[str]:
     return [sys.executable, "-P", "-m", "ollama_adapter.embedded"]
 
 
+def check_places(store: Path) -> None:
+    """A daemon's home can be written, and its store made or read. Makes nothing. Raises ConfigError."""
+    for place, variable in ((_daemon_home(), "XDG_STATE_HOME"), (store, "OLLAMA_MODELS")):
+        there = next(each for each in (place, *place.parents) if os.path.exists(each))
+        if place == store == there:
+            continue  # one that can only be read is enough
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            verb = "written" if place == there else "made"
+            where = "" if place == there else f": {there} cannot be written"
+            raise ConfigError(
+                f"the directory {place} cannot be {verb}{where}",
+                hint=f"set {variable} to a directory that you may write",
+            )
+
+
+def _daemon_home() -> Path:
+    return platformdirs.user_state_path(APPLICATION) / "home"
+
+
 def daemon_environment(port: int, store: Path, keep_alive: str) -> dict[str, str]:
     """The whole environment of a spawned daemon: 127.0.0.1, no cloud, a home of its own."""
-    home = platformdirs.user_state_path(APPLICATION) / "home"
+    home = _daemon_home()
+    check_places(store)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         store.mkdir(parents=True, exist_ok=True, mode=0o755)
     except OSError as error:
         raise ConfigError(
             f"the directory {error.filename} cannot be made: {error.strerror}",
-            hint="set OLLAMA_MODELS, or XDG_STATE_HOME, to a directory that you may write",
+            hint="set XDG_STATE_HOME and OLLAMA_MODELS to directories that you may write",
         ) from error
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return passed_on | {
