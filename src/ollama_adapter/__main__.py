@@ -29,6 +29,8 @@ def main() -> None:
 
 def _leave(*_: object) -> None:
     """Ctrl-C before there is anything to abort: in the middle of an import, an exception is a fault."""
+    if os.isatty(2):
+        os.write(2, b"\n")  # the terminal has shown ^C
     os._exit(CTRL_C)
 
 

@@ -78,6 +78,9 @@ async def read_line() -> str | None:
     loop.add_reader(fd, ready.set)
     try:
         await ready.wait()
+    except asyncio.CancelledError:
+        stdout().write_now("\n")  # the terminal has shown ^C behind the prompt
+        raise
     finally:
         loop.remove_reader(fd)
     data = os.read(fd, LINE_BYTES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.table import Table
@@ -21,6 +21,14 @@ from ollama_adapter.events import Health
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
 from ollama_adapter.system.obstacles import obstacle
+
+_EMBEDDED: Final = "pip install 'ollama-adapter[embedded]'"
+_REMEDIES: Final = {
+    DaemonMode.AUTO: f"install Ollama, or {_EMBEDDED}",
+    DaemonMode.ADOPT: "start Ollama, or install it (daemon.mode is adopt, and starts none)",
+    DaemonMode.OLLAMA: "install Ollama (daemon.mode is ollama)",
+    DaemonMode.EMBEDDED: _EMBEDDED,
+}
 
 
 def status(*, start: bool, as_json: bool) -> Coroutine[Any, Any, None]:
@@ -42,7 +50,7 @@ async def _status(config: Config, start: bool, as_json: bool) -> None:
     if as_json:
         print_json({**dataclasses.asdict(health), "problem": problem, "plan": plan, **places})
     else:
-        _show(health, problem, _next(plan, against), places)
+        _show(health, problem, _next(plan, against, config.daemon.mode), places)
     if not health.ready and not plan:
         raise typer.Exit(1)
 
@@ -81,13 +89,13 @@ def _plan(config: Config, *, adopted: bool) -> str:
     return ""
 
 
-def _next(plan: str, against: AdapterError | None) -> str:
+def _next(plan: str, against: AdapterError | None, mode: DaemonMode) -> str:
     """What the next command would do, in words."""
     if plan:
         return f"would {plan}"
     if against is not None:
         return f"would fail: {in_the_commands_words(against.hint)}"
-    return "has no daemon: install Ollama, or pip install 'ollama-adapter[embedded]'"
+    return f"has no daemon: {_REMEDIES[mode]}"
 
 
 def _show(health: Health, problem: str, next_command: str, places: dict[str, str]) -> None:

@@ -11,6 +11,8 @@ from ollama_adapter.system.trust import check_program, check_store
 
 def obstacle(config: DaemonConfig) -> AdapterError | None:
     """The error that starting a daemon would end with; None where nothing is known to stand against it."""
+    if config.mode is DaemonMode.ADOPT:  # then none is started
+        return None
     try:
         store = settings.models_dir(config)
         settings.check_places(store)
