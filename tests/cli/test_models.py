@@ -38,8 +38,6 @@ PS: dict[str, Any] = {
 
 
 def housekeeping(request: ScriptedRequest) -> list[Piece]:
-    if request.path == "/api/tags":
-        return [json_response(TAGS)]
     if request.json()["model"] == "gone":
         return [json_response({"error": "model 'gone' not found"}, 404)]
     return [response(b"")]
@@ -47,7 +45,7 @@ def housekeeping(request: ScriptedRequest) -> list[Piece]:
 
 async def test_models(machine: Machine) -> None:
     async with ScriptedDaemon(housekeeping) as daemon:
-        machine.port = daemon.port
+        machine.port, daemon.models = daemon.port, TAGS["models"]
         done = await machine.run("models")
     heading, *rows = done.out.splitlines()
     assert heading.split()[:3] == ["NAME", "SIZE", "PARAMETERS"]
@@ -67,7 +65,7 @@ async def test_models(machine: Machine) -> None:
 
 async def test_models_as_json(machine: Machine) -> None:
     async with ScriptedDaemon(housekeeping) as daemon:
-        machine.port = daemon.port
+        machine.port, daemon.models = daemon.port, TAGS["models"]
         done = await machine.run("models", "--json")
     assert done.lines == TAGS["models"] and done.err == ""
 
