@@ -27,7 +27,16 @@ from ollama_adapter.errors import (
 )
 from ollama_adapter.events import Way
 from ollama_adapter.system.clock import SystemClock
-from ollama_adapter.testing import STREAM_HEAD, PretendModel, PretendOllama, answer, chunk, stream
+from ollama_adapter.testing import (
+    STREAM_END,
+    STREAM_HEAD,
+    Piece,
+    PretendModel,
+    PretendOllama,
+    answer,
+    chunk,
+    stream,
+)
 from tests.serving import WATCHDOG_S, collect, served, text_of, until
 
 pytestmark = pytest.mark.anyio
@@ -321,3 +330,21 @@ async def test_a_first_token_that_never_comes_is_no_interruption() -> None:
     async with pretending("stall@0", first_token_s=0.2) as (adapter, _):
         with pytest.raises(ReadTimeout, match="first token"):
             await collect(adapter.generate_stream("pretend", PROMPT))
+
+
+async def test_a_stream_says_why_it_stands_still_until_tokens_flow_again() -> None:
+    go_on = asyncio.Event()
+    first, *rest = map(chunk, answer(["one ", "two ", "three"]))
+    cut: list[Piece] = [STREAM_HEAD, first, STREAM_END]
+    whole: list[Piece] = [STREAM_HEAD, go_on, first, *rest, STREAM_END]
+    said = iter((cut, whole))
+    async with served(lambda _: next(said)) as (adapter, _):
+        async with adapter.generate_stream("m", PROMPT, **GREEDY) as tokens:
+            assert tokens.interruption is None
+            await anext(tokens)
+            await until(lambda: tokens.interruption is Interruption.NO_LAST_RECORD)
+            go_on.set()
+            await anext(tokens)
+            assert tokens.interruption is None
+            await collect(tokens)
+        assert tokens.interruption is None

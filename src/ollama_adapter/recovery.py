@@ -33,6 +33,7 @@ from ollama_adapter.errors import (
     DaemonNotFound,
     Interruption,
     ResponseError,
+    ServerBusy,
     StreamInterrupted,
 )
 from ollama_adapter.events import Candidate, Channel, TokenEvent, Way
@@ -103,6 +104,7 @@ class Recovery:
                 if not len(transcript):
                     raise
                 self._refuse(f"on the way: {error}")
+                self._spend(error)
                 continue
             except TimeoutError:
                 limit_s = self._limits.resume_s
@@ -134,12 +136,16 @@ class Recovery:
         if tokens > self._tokens:  # it has got on since the last time
             self._tokens, self._since_ns = tokens, self._clock.now_ns()
             self._interruption = cut if isinstance(cut, StreamInterrupted) else None
+            self._way = None
         elif self._way is not None:
             self._refuse(f"{self._way}: {_name(cut)}")
-        # Asking once more would end the same.
-        diverged = isinstance(cut, StreamInterrupted) and cut.reason is Interruption.DIVERGED
-        final = diverged or isinstance(cut, ResponseError)
-        if self._way is not None and final:
+            self._spend(cut)
+
+    def _spend(self, error: AdapterError) -> None:
+        """A way that was refused, or gave another answer, would do so once more."""
+        refused = isinstance(error, ResponseError) and not isinstance(error, ServerBusy)
+        diverged = isinstance(error, StreamInterrupted) and error.reason is Interruption.DIVERGED
+        if self._way is not None and (refused or diverged):
             self._spent.add(self._way)
 
     def _remaining_s(self) -> float:

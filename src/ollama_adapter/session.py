@@ -91,7 +91,7 @@ class Session:
         self._transcript = Transcript()
         self._private = private
         self._draft = Draft(kept=limits.cache_bytes > 0 and not private)
-        self._recovery = Recovery(statistics.session_id, request, backing, limits, clock)
+        self.recovery = Recovery(statistics.session_id, request, backing, limits, clock)
         self._generation = Generation(
             statistics,
             mapper,
@@ -127,11 +127,6 @@ class Session:
     def paused(self) -> bool:
         """Its reader does not keep up, and the daemon is made to wait."""
         return self.channel.full
-
-    @property
-    def interruption(self) -> Interruption | None:
-        """Why its stream was cut, until tokens flow again or it has ended; else None."""
-        return None if self.ended else self._recovery.standing(self.statistics.tokens)
 
     @property
     def last_token_ns(self) -> int:
@@ -236,7 +231,7 @@ class Session:
     async def _go_on(self, cut: AdapterError) -> WayOn:
         if self._observer is not None:
             self._observer.interrupted(self.statistics.session_id)
-        way_on = await self._recovery.way_on(cut, self._transcript)
+        way_on = await self.recovery.way_on(cut, self._transcript)
         self._generation.go_on(way_on.joint)
         return way_on
 

@@ -161,7 +161,8 @@ class TokenStream(AsyncIterator[TokenEvent]):
     @property
     def interruption(self) -> Interruption | None:
         """Why it stands still, from an interruption until tokens flow again; else None."""
-        return self._session.interruption
+        session = self._session
+        return None if session.ended else session.recovery.standing(session.statistics.tokens)
 
     async def __anext__(self) -> TokenEvent:
         """The next token. Raises what ended the generation, once. Cancelling is safe: none is lost."""
