@@ -132,7 +132,13 @@ class Brake(threading.Thread):
 async def killing() -> AsyncIterator[tuple[OllamaAdapter, Killer]]:
     killer = Killer()
     limits = StreamConfig(resume_s=60.0)
-    daemon = DaemonConfig(mode=DaemonMode.EMBEDDED, restart_base_s=0.02, restart_tries=50)
+    daemon = DaemonConfig(
+        mode=DaemonMode.EMBEDDED,
+        restart_base_s=0.02,
+        restart_cap_s=0.2,
+        restart_tries=50,
+        stable_s=1.0,
+    )
     config = Config(daemon=daemon, stream=limits)
     async with OllamaAdapter(config, decipher=killer) as adapter:
         yield adapter, killer
