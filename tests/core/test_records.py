@@ -45,7 +45,7 @@ BROKEN = [
     (b'{"done":"yes"}', NOT_A_RECORD),
     (b'{"done":true,"total_duration":' + HUGE + b"}", NOT_A_RECORD),
     (b'{"done":true,"eval_count":9223372036854775808}', NOT_A_RECORD),
-    (b'{"response":"a","token_ids":[-' + HUGE + b"}", NOT_A_RECORD),
+    (b'{"response":"a","token_ids":[-' + HUGE + b"]}", NOT_A_RECORD),
     (b'{"response":"a","total_duration":NaN}', NOT_A_RECORD),
     (b'{"response":"a\x01b"}', NOT_A_RECORD),
     (b'{"response":"\\ud800"}', NOT_A_RECORD),
