@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ollama_adapter import Finish, OllamaAdapter, Source, StreamConfig
+from ollama_adapter import Finish, OllamaAdapter, Source, StreamConfig, memory
 from ollama_adapter.errors import AdapterError, DaemonError, InvalidRequest, TransportError
 from ollama_adapter.memory import KEPT_TOKENS
 from ollama_adapter.testing import PretendModel, PretendOllama
@@ -137,3 +137,15 @@ async def test_an_answer_that_went_on_after_a_cut_is_kept_whole() -> None:
         assert live.statistics.seams
         await daemon.die()
         assert (await adapter.generate("pretend", PROMPT, temperature=0)).text == live.text
+
+
+async def test_what_all_sessions_hold_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "DRAFTED_TOKENS", 30)
+    async with pretending() as (adapter, daemon):
+        for prompt, tokens in (("too much", 40), ("enough", 20)):
+            await adapter.generate("pretend", prompt, num_predict=tokens)
+            assert adapter._backing._memory.drafted == 0
+        await daemon.die()
+        assert (await adapter.generate("pretend", "enough", num_predict=20)).text
+        with pytest.raises((DaemonError, TransportError)):
+            await adapter.generate("pretend", "too much", num_predict=40)

@@ -14,7 +14,7 @@ from ollama_adapter.core.requests import Request
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import ConnectFailed, ConnectionLost, InvalidRequest
 from ollama_adapter.events import Statistics, TokenEvent
-from ollama_adapter.memory import Memory
+from ollama_adapter.memory import Draft, Memory
 from ollama_adapter.pool import ModelPool
 from ollama_adapter.system.http import Exchange, Sink
 
@@ -73,6 +73,10 @@ class Backing:
         return await self._pool.ensure_loaded(
             request.model, keep_alive=request.keep_alive, reloading=request.reloading
         )
+
+    def draft(self, *, private: bool) -> Draft:
+        """Where an answer is kept until it has ended."""
+        return self._memory.draft(private=private)
 
     def remember(
         self, request: Request, events: Sequence[TokenEvent], statistics: Statistics

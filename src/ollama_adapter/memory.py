@@ -18,14 +18,17 @@ from ollama_adapter.system.clock import Clock
 
 KEPT_TOKENS: Final = 1024
 """The longest answer that is kept: its events stay in memory until it has ended."""
+DRAFTED_TOKENS: Final = 65_536
+"""How much of answers that have not ended is held, of all sessions together: some 80 MB."""
 
 
 class Draft:
     """The answer of one session, while it comes; `events` is empty where it is not to be kept."""
 
-    __slots__ = ("_kept", "events")
+    __slots__ = ("_kept", "_memory", "events")
 
-    def __init__(self, *, kept: bool) -> None:
+    def __init__(self, memory: Memory, *, kept: bool) -> None:
+        self._memory = memory
         self._kept = kept
         self.events: list[TokenEvent] = []
 
@@ -36,9 +39,15 @@ class Draft:
         """Keep what one read brought, unless it is too much."""
         if self._kept:
             self.events += events
-            if len(self.events) > KEPT_TOKENS:
-                self._kept = False
-                self.events.clear()
+            self._memory.drafted += len(events)
+            if len(self.events) > KEPT_TOKENS or self._memory.drafted > DRAFTED_TOKENS:
+                self.drop()
+
+    def drop(self) -> None:
+        """Hold nothing of it any more. Idempotent."""
+        self._kept = False
+        self._memory.drafted -= len(self.events)
+        self.events = []
 
 
 class Memory:
@@ -46,12 +55,18 @@ class Memory:
 
     def __init__(self, limits: StreamConfig, clock: Clock) -> None:
         self._clock = clock
+        self._keeps = limits.cache_bytes > 0
+        self.drafted = 0  # tokens of answers that have not ended
         self._cache = AnswerCache(
             limits.cache_bytes, limits.cache_s, secrets.token_bytes(SECRET_BYTES)
         )
 
     def __repr__(self) -> str:
         return f"<Memory of {len(self._cache)} answers>"
+
+    def draft(self, *, private: bool) -> Draft:
+        """For an answer that is about to come."""
+        return Draft(self, kept=self._keeps and not private)
 
     def keep(
         self,

@@ -33,7 +33,7 @@ from ollama_adapter.errors import (
     StreamInterrupted,
 )
 from ollama_adapter.events import Finish, Statistics, TokenEvent
-from ollama_adapter.memory import Draft, retell
+from ollama_adapter.memory import retell
 from ollama_adapter.recovery import Recovery, WayOn
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import Clock
@@ -90,7 +90,7 @@ class Session:
         self._arrived: list[TokenEvent] = []  # the tokens of the read that is being taken
         self._transcript = Transcript()
         self._private = private
-        self._draft = Draft(kept=limits.cache_bytes > 0 and not private)
+        self._draft = backing.draft(private=private)
         self.recovery = Recovery(statistics.session_id, request, backing, limits, clock)
         self._generation = Generation(
             statistics,
@@ -282,9 +282,9 @@ class Session:
             self._attempt.resume()
 
     def _finish(self, error: AdapterError | None) -> None:
-        now_ns = self._clock.now_ns()
+        self._draft.drop()
         statistics = self.statistics
-        self._generation.close(now_ns)
+        self._generation.close(self._clock.now_ns())
         if self._generation.first_ns:
             statistics.ttft_ms = (self._generation.first_ns - self.started_ns) / 1e6
         if error is not None:

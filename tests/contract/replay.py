@@ -21,6 +21,7 @@ from ollama_adapter.core.energy import EUMapper, profile_for
 from ollama_adapter.core.requests import Request
 from ollama_adapter.errors import AdapterError
 from ollama_adapter.events import Channel, Statistics, TokenEvent
+from ollama_adapter.memory import Draft, Memory
 from ollama_adapter.session import Session
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.http import Exchange, Sink
@@ -117,6 +118,9 @@ class Replayed(Backing):
 
     def __init__(self, wire: Wire, pieces: list[bytes], end: str | None) -> None:
         self._wire, self._pieces, self._end = wire, pieces, end
+
+    def draft(self, *, private: bool) -> Draft:
+        return Memory(StreamConfig(cache_bytes=0), SystemClock()).draft(private=private)
 
     def remember(self, *_: object) -> None:
         """Nothing is asked twice."""
