@@ -114,6 +114,7 @@ async def at_rest(daemon: PhaseDaemon) -> tuple[int, int, int]:
 async def test_aborts_at_random_phases_leave_nothing_behind(
     phased: tuple[OllamaAdapter, PhaseDaemon],
     scaled: Callable[[int], int],
+    measured: Callable[..., None],
     pytestconfig: pytest.Config,
 ) -> None:
     adapter, daemon = phased
@@ -138,8 +139,14 @@ async def test_aborts_at_random_phases_leave_nothing_behind(
     assert after[1] <= before[1], "sockets were left behind"
     assert after[2] - before[2] < LEAK_BYTES, "memory was left behind"
     waits = sorted(account.close_ms)
-    shares = [f"p{each} {waits[len(waits) * each // 100]:.3f}" for each in (50, 99)]
-    print(f"{count} aborts: {after[2] - before[2]} bytes left; ms to close: {', '.join(shares)}")
+    what = "aborts at random phases: "
+    measured(what + "events after the call", account.after, "= 0", "events", count)
+    measured(what + "tasks left", after[0] - before[0], "≤ 0", "tasks", count)
+    measured(what + "files and sockets left", after[1] - before[1], "≤ 0", "files", count)
+    measured(what + "memory left", (after[2] - before[2]) / 1024, "", "KiB", count)
+    for share in (50, 99):
+        ms = waits[len(waits) * share // 100]
+        measured(what + f"from the call to closed, p{share}", ms, f"≤ {CLOSE_MS:g}", "ms", count)
     if pytestconfig.getoption("--soak"):
         assert waits[len(waits) // 2] < CLOSE_MS
         assert len(account.cases) == len(PHASES) * len(WAYS)

@@ -144,7 +144,7 @@ async def soak(anyio_backend: object) -> AsyncIterator[Soak]:
 
 
 async def test_random_faults_lose_nothing_in_silence_and_leave_nothing_behind(
-    soak: Soak, scaled: Callable[[int], int]
+    soak: Soak, scaled: Callable[[int], int], measured: Callable[..., None]
 ) -> None:
     count = scaled(GENERATIONS)
     tracemalloc.start()
@@ -159,8 +159,13 @@ async def test_random_faults_lose_nothing_in_silence_and_leave_nothing_behind(
     finally:
         tracemalloc.stop()
     left = [late - early for early, late in zip(before, after, strict=True)]
-    print(f"{soak.count} generations: {dict(soak.outcomes.most_common())}")
-    print(f"left: {left[0]} tasks, {left[1]} files, {left[2]} traced bytes, {left[3]} of RSS")
+    what, times = "scripted generations with random faults: ", soak.count
+    for outcome, number in soak.outcomes.items():
+        measured(what + outcome, number, "", "", times)
+    measured(what + "tasks left", left[0], "≤ 0", "tasks", times)
+    measured(what + "files and sockets left", left[1], "≤ 0", "files", times)
+    measured(what + "traced memory left", left[2] / 1024, "", "KiB", times)
+    measured(what + "resident memory more", left[3] / (1 << 20), "", "MiB", times)
     assert left[0] <= 0, "tasks were left behind"
     assert left[1] <= 0, "sockets were left behind"
     assert left[2] < LEAK_BYTES, "memory was left behind"

@@ -120,7 +120,7 @@ class Soak:
 
 
 async def test_killed_runners_and_daemons_lose_nothing_and_leave_nothing_behind(
-    machine: Path, scaled: Callable[[int], int]
+    machine: Path, scaled: Callable[[int], int], measured: Callable[..., None]
 ) -> None:
     count = scaled(GENERATIONS)
     tracemalloc.start()
@@ -142,9 +142,14 @@ async def test_killed_runners_and_daemons_lose_nothing_and_leave_nothing_behind(
         tracemalloc.stop()
         asyncio.get_running_loop().set_debug(True)
     left = [late - early for early, late in zip(before, after, strict=True)]
-    print(f"{place} generations: {dict(soak.outcomes.most_common())}")
-    print(f"other than the uncut ones: {dict(soak.different)}")
-    print(f"left: {left[0]} tasks, {left[1]} files, {left[2]} traced bytes, {left[3]} of RSS")
+    what, times = "generations of tinydoc with kills: ", place
+    for outcome, number in soak.outcomes.items():
+        measured(what + outcome, number, "", "", times)
+    measured(what + "other than the uncut ones", soak.different.total(), "", "", times)
+    measured(what + "tasks left", left[0], "≤ 0", "tasks", times)
+    measured(what + "files and sockets left", left[1], "≤ 0", "files", times)
+    measured(what + "traced memory left", left[2] / 1024, "", "KiB", times)
+    measured(what + "resident memory more", left[3] / (1 << 20), "", "MiB", times)
     assert left[0] <= 0, "tasks were left behind"
     assert left[1] <= 0, "files were left behind"
     assert left[2] < LEAK_BYTES, "memory was left behind"
