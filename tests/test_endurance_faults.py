@@ -77,7 +77,7 @@ class Soak:
                 case = self._case()
                 await self._one(case.fault, case)
             await until(lambda: self.daemon.alive and not self.daemon.connections)
-        self.daemon.requests.clear()
+        self.daemon._requests.clear()
         self.daemon._generations.clear()
 
     def _case(self) -> Case:
