@@ -33,8 +33,10 @@ from ollama_adapter.testing import (
     Piece,
     PretendModel,
     PretendOllama,
+    ScriptedRequest,
     answer,
     chunk,
+    json_response,
     stream,
 )
 from tests.serving import WATCHDOG_S, collect, served, text_of, until
@@ -304,6 +306,29 @@ async def test_an_answer_that_differs_the_second_time_is_not_mixed_with_the_firs
             events += await collect(tokens)
     assert text_of(events) == "one two "
     assert any(Interruption.DIVERGED.value in each for each in caught.value.refusals)
+
+
+HALVES = {
+    "not a record": {"response": 5, "done": True},
+    "half of an answer": {"response": "o", "done": False},
+}
+
+
+@pytest.mark.parametrize("fault", HALVES)
+async def test_a_daemon_that_answers_nonsense_on_the_way_ends_nothing_but_the_stream(
+    fault: str,
+) -> None:
+    entry = {"token": "one ", "logprob": -0.1, "top_logprobs": [{"token": "one ", "logprob": -0.1}]}
+    cut: list[Piece] = [STREAM_HEAD + chunk({"response": "one ", "logprobs": [entry]}), None]
+
+    def script(request: ScriptedRequest) -> list[Piece]:
+        looks = request.json().get("stream") is False
+        return [json_response(HALVES[fault])] if looks else cut
+
+    async with served(script) as (adapter, _):
+        with pytest.raises(StreamInterrupted) as caught:
+            await collect(adapter.generate_stream("m", PROMPT, raw=True))
+    assert any(fault in each for each in caught.value.refusals)
 
 
 async def test_aborting_while_going_on_ends_quietly() -> None:

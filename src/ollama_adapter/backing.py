@@ -6,10 +6,10 @@ And what there is when no daemon can be had: the answers in memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.core.cache import Cached
+from ollama_adapter.core.records import ChatRecord, GenerateRecord
 from ollama_adapter.core.requests import Request
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import ConnectFailed, ConnectionLost, InvalidRequest
@@ -63,7 +63,7 @@ class Backing:
         """A stream broke: find out whether the daemon did, so that another one is started."""
         await self._daemon.check()
 
-    async def answer(self, request: Request, limit_s: float) -> dict[str, Any]:
+    async def answer(self, request: Request, limit_s: float) -> GenerateRecord | ChatRecord:
         """The answer to a small request of our own, in one piece."""
         return await self._client.ask(request, limit_s)
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.core.failures import remote_refused, response_error
+from ollama_adapter.core.records import ChatRecord, GenerateRecord
 from ollama_adapter.core.requests import Request
-from ollama_adapter.errors import ProtocolError
+from ollama_adapter.errors import ConnectionLost, ProtocolError
 from ollama_adapter.events import Embeddings
 from ollama_adapter.system.http import (
     MAX_BODY_BYTES,
@@ -23,6 +24,10 @@ from ollama_adapter.system.http import (
 
 ANSWER_S: Final = 30.0  # for endpoints that neither load nor generate
 MAX_VECTOR_BYTES: Final = 1 << 20  # 40,000 numbers as long as they get
+_RECORDS: Final[Mapping[str, type[GenerateRecord | ChatRecord]]] = {
+    "/api/generate": GenerateRecord,
+    "/api/chat": ChatRecord,
+}
 
 
 class OllamaClient:
@@ -84,9 +89,20 @@ class OllamaClient:
             )
         return Embeddings(request.model, vectors, count)
 
-    async def ask(self, request: Request, answer_s: float) -> dict[str, Any]:
-        """The answer to a request that does not stream, such as for the rendered prompt."""
-        return await self._fetch("POST", request.path, request.body, request.model, answer_s)
+    async def ask(self, request: Request, answer_s: float) -> GenerateRecord | ChatRecord:
+        """The answer to a request that does not stream, such as for the rendered prompt.
+
+        Raises ConnectionLost for half of one: a daemon whose runner died sends it as if it were whole.
+        """
+        answer = await self._fetch("POST", request.path, request.body, request.model, answer_s)
+        answer.pop("context", None)  # long, and nobody reads it
+        try:
+            record = msgspec.convert(answer, _RECORDS[request.path])
+        except msgspec.ValidationError:
+            raise ProtocolError("the daemon's answer is not a record") from None
+        if not record.done and record.debug_info is None:
+            raise ConnectionLost("the daemon sent half of an answer")
+        return record
 
     async def generate(self, request: Request, sink: Sink) -> Exchange:
         """Open a streaming generation; its body goes to `sink` as it arrives."""

@@ -11,8 +11,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from ollama_adapter.backing import Backing
 from ollama_adapter.config import StreamConfig
 from ollama_adapter.core.joint import Joint
@@ -244,10 +242,7 @@ class Recovery:
         return overlap(last.candidates, _candidates(await self._answer(one_token(looked))))
 
     async def _answer(self, request: Request) -> GenerateRecord | ChatRecord:
-        body = await self._backing.answer(request, self._limits.first_token_s)
-        if request.path == "/api/generate":
-            return msgspec.convert(body, GenerateRecord)
-        return msgspec.convert(body, ChatRecord)
+        return await self._backing.answer(request, self._limits.first_token_s)
 
     # The end
 
