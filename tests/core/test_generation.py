@@ -419,3 +419,10 @@ def test_closing_twice_changes_nothing() -> None:
     before = repr(run.statistics)
     run.end(complete=False)
     assert repr(run.statistics) == before
+
+
+def test_an_answer_from_memory_has_no_energy() -> None:
+    statistics = Statistics("s", "m", tokens=2, cached_age_s=3.0)
+    generation = Generation(statistics, EUMapper(profile_for("fnd-002/2")), 0, lambda _: None)
+    generation.close(5)
+    assert statistics.mean_energy is None

@@ -132,8 +132,11 @@ def test_an_answer_without_ids_does_not_go_on_from_ids() -> None:
     stream.say("a", ids=(1,))
     stream.go_on(Way.TOKENS)
     stream.say("a")  # another daemon, which began anew
+    stream.done(done_reason="stop")  # in the same read
     assert isinstance(stream.generation.error, StreamInterrupted)
     assert stream.text == "a"
+    assert stream.statistics.finish is None, "the end of another answer passes for ours"
+    assert stream.statistics.seams == ()
 
 
 def test_the_ids_of_a_piece_that_is_new_in_part_are_not_told() -> None:

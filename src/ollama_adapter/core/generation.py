@@ -35,9 +35,7 @@ class Generation:
         "_deliver",
         "_energy_sum",
         "_epoch_offset_ns",
-        "_first_ns",
         "_joint",
-        "_last_ns",
         "_last_text",
         "_mapper",
         "_repeats",
@@ -46,6 +44,8 @@ class Generation:
         "_without_logprobs",
         "done",
         "error",
+        "first_ns",
+        "last_ns",
         "source",
         "statistics",
         "way",
@@ -74,8 +74,8 @@ class Generation:
         self._wants_logprobs = wants_logprobs
         self._without_logprobs = 0
         self._energy_sum = 0.0
-        self._first_ns = 0
-        self._last_ns = 0
+        self.first_ns = 0  # when the first token arrived; 0 before
+        self.last_ns = 0  # when the latest one did
         self._last_text = ""
         self._repeats = 0
 
@@ -164,11 +164,11 @@ class Generation:
             candidates = entry.top_logprobs
             logprobs = [each.logprob for each in candidates] if candidates else [chosen]
         if index:
-            delta_ms = (now_ns - self._last_ns + 500_000) // 1_000_000
+            delta_ms = (now_ns - self.last_ns + 500_000) // 1_000_000
         else:
             delta_ms = 0
-            self._first_ns = now_ns
-        self._last_ns = now_ns
+            self.first_ns = now_ns
+        self.last_ns = now_ns
         statistics.tokens = index + 1
         energy = self._mapper.token(now_ns, logprobs)
         self._energy_sum += energy
@@ -232,11 +232,13 @@ class Generation:
 
     def _close_seam(self, joint: Joint, now_ns: int) -> None:
         self._joint = None
-        gap_ns = now_ns - self._last_ns if self._last_ns else 0
+        gap_ns = now_ns - self.last_ns if self.last_ns else 0
         self.statistics.seams += (joint.seam(self.statistics.tokens, gap_ns),)
 
     def _receive_last(self, record: Record, now_ns: int) -> None:
         model = self.statistics.served_by
+        if self.error is not None:  # another answer, whose end is not ours
+            return
         if record.error is not None:
             session_id, tokens = self.statistics.session_id, self.statistics.tokens
             self.error = stream_error(record.error, model, session_id, tokens)
@@ -283,19 +285,10 @@ class Generation:
         statistics = self.statistics
         self._mapper.end(now_ns)
         if statistics.tokens:
-            statistics.mean_energy = self._energy_sum / statistics.tokens
+            if statistics.cached_age_s is None:  # from memory: nothing was computed
+                statistics.mean_energy = self._energy_sum / statistics.tokens
             without = self._without_logprobs == statistics.tokens
             if self._wants_logprobs and without and "logprobs" not in statistics.degraded:
                 statistics.degraded = ("logprobs", *statistics.degraded)
-        if statistics.tokens > 1 and self._last_ns > self._first_ns:
-            statistics.tps = (statistics.tokens - 1) * 1e9 / (self._last_ns - self._first_ns)
-
-    @property
-    def first_ns(self) -> int:
-        """When the first token arrived; 0 before."""
-        return self._first_ns
-
-    @property
-    def last_ns(self) -> int:
-        """When the latest token arrived; 0 before the first."""
-        return self._last_ns
+        if statistics.tokens > 1 and self.last_ns > self.first_ns:
+            statistics.tps = (statistics.tokens - 1) * 1e9 / (self.last_ns - self.first_ns)
