@@ -8,7 +8,6 @@ protocol's own callback. `Exchange.close` is the abort: the daemon knows no othe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -216,7 +215,9 @@ class Exchange(asyncio.Protocol):
             self._hand_over(now_ns)
         except AdapterError as error:
             return error
-        return _not_http()
+        return ProtocolError(
+            "the answer is not HTTP", hint="something else listens on the daemon's port"
+        )
 
     def fail(self, error: AdapterError) -> None:
         """End the exchange with `error`, which `ended` raises."""
@@ -233,12 +234,6 @@ class Exchange(asyncio.Protocol):
     def _drop(self) -> None:
         if self._transport is not None:
             self._transport.abort()
-
-
-def _not_http() -> ProtocolError:
-    return ProtocolError(
-        "the answer is not HTTP", hint="something else listens on the daemon's port"
-    )
 
 
 async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float) -> Exchange:
@@ -297,6 +292,6 @@ async def fetch(
 
 def find_free_port() -> int:
     """A loopback port that nobody holds at this moment."""
-    with contextlib.closing(socket.socket()) as probe:
+    with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return cast(int, probe.getsockname()[1])
