@@ -357,6 +357,17 @@ async def test_a_first_token_that_never_comes_is_no_interruption() -> None:
             await collect(adapter.generate_stream("pretend", PROMPT))
 
 
+async def test_an_answer_that_is_whole_needs_no_end_of_its_response() -> None:
+    """After the last record nothing is missing: the silence that follows is no interruption."""
+    said: list[Piece] = [STREAM_HEAD, *map(chunk, answer(["one ", "two"])), asyncio.Event()]
+    async with served(lambda _: said, StreamConfig(next_token_s=0.2)) as (adapter, daemon):
+        tokens = adapter.generate_stream("m", PROMPT)
+        assert text_of(await collect(tokens)) == "one two"
+        assert len(daemon.generations()) == 1
+    assert tokens.statistics.finish is Finish.STOP
+    assert tokens.statistics.seams == ()
+
+
 async def test_a_stream_says_why_it_stands_still_until_tokens_flow_again() -> None:
     go_on = asyncio.Event()
     first, *rest = map(chunk, answer(["one ", "two ", "three"]))

@@ -115,6 +115,9 @@ class Attempt:
             first = self._heard_ns == 0
             limit_s = first_s if first else next_s
             remaining = since / 1e9 + limit_s - self._clock.now_ns() / 1e9
+            if remaining <= 0 and self._decoder.over:  # but for its end the response is whole
+                exchange.close()
+                break
             if remaining <= 0:
                 raise await self._too_late("first" if first else "next", limit_s)
             # The first token may come meanwhile, and then the other limit counts.

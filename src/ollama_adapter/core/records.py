@@ -107,7 +107,7 @@ class RecordDecoder(Generic[R]):
         self._line = bytearray()
         self._looked = 0
         self._in_context = False
-        self._over = False  # the last record has come
+        self.over = False  # the last record has come
         self.context_tokens = 0
         self.failure: ProtocolError | None = None
 
@@ -150,15 +150,15 @@ class RecordDecoder(Generic[R]):
                         self.failure = ProtocolError(_fault(error))
                         break
         if records:
-            if self._over or len(records) > 1:
+            if self.over or len(records) > 1:
                 self._end_with_the_last(records)
-            self._over = self._over or records[-1].done
+            self.over = self.over or records[-1].done
         return records
 
     def _end_with_the_last(self, records: list[R]) -> None:
         """What follows it would pass for a part of the answer."""
         whole = [n for n, each in enumerate(records, 1) if each.done]
-        fits = 0 if self._over else whole[0] if whole else len(records)
+        fits = 0 if self.over else whole[0] if whole else len(records)
         if fits < len(records):
             del records[fits:]
             self.failure = ProtocolError("the daemon went on after its last record")
