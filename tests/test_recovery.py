@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,17 +19,22 @@ from ollama_adapter import (
     StreamConfig,
     TokenEvent,
 )
+from ollama_adapter.backing import Backing
 from ollama_adapter.config import FrameConfig
+from ollama_adapter.core.requests import Request, generate_request
+from ollama_adapter.core.transcript import Transcript
 from ollama_adapter.errors import (
     Interruption,
     ReadTimeout,
     StreamInterrupted,
 )
 from ollama_adapter.events import Way
+from ollama_adapter.recovery import Recovery
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.testing import (
     STREAM_END,
     STREAM_HEAD,
+    ManualClock,
     Piece,
     PretendModel,
     PretendOllama,
@@ -329,6 +334,33 @@ async def test_a_daemon_that_answers_nonsense_on_the_way_ends_nothing_but_the_st
         with pytest.raises(StreamInterrupted) as caught:
             await collect(adapter.generate_stream("m", PROMPT, raw=True))
     assert any(fault in each for each in caught.value.refusals)
+
+
+class ReadyBacking:
+    """An embedded daemon that is there, with its model in memory."""
+
+    embedded = renders = True
+
+    async def check(self) -> None: ...
+
+    async def load(self, _: Request) -> bool:
+        return True
+
+
+async def test_ids_that_are_read_one_by_one_get_the_time_that_writing_them_took() -> None:
+    limits = StreamConfig(resume_s=10.0)
+    request = generate_request("m", PROMPT, GREEDY, "5m")
+    transcript = Transcript()
+    for number in range(3):
+        arrival_ns = 1 + number * 60_000_000_000
+        event = TokenEvent("x", 0, 0, "s", "m", arrival_ns=arrival_ns, token_ids=(number,))
+        transcript.add([event])
+    backing = cast(Backing, ReadyBacking())
+    recovery = Recovery("s", request, backing, limits, ManualClock())
+    found = await recovery.way_on(StreamInterrupted("cut"), transcript)
+    assert found.joint.way is Way.TOKENS
+    assert b'"continue_stepwise":true' in found.request.body
+    assert found.limit_s == 240.0
 
 
 async def test_aborting_while_going_on_ends_quietly() -> None:

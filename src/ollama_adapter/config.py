@@ -178,7 +178,7 @@ class StreamConfig:
     resume_tries: int = 3
     """How often one answer may go on after an interruption; 0: it ends at the first one."""
     resume_s: float = 60.0
-    """Limit from an interruption to the next token: a daemon and a model may have to start meanwhile."""
+    """Limit from an interruption until it goes on: a daemon and a model may have to start meanwhile."""
     resume_tokens: int = 2048
     """The longest part of an answer that is computed once more in order to go on."""
     cache_bytes: int = 16 << 20

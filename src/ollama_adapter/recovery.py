@@ -2,13 +2,14 @@
 
 A way needs a daemon (the supervisor starts one meanwhile), the model in memory, for text the rendered
 prompt, and a look at what the model predicts for the last token: that is the seam's fidelity. All of it
-is bounded, in number by `stream.resume_tries` and in time by `stream.resume_s`.
+is bounded, in number by `stream.resume_tries` and in time by `stream.resume_s`; tokens that are computed once
+more may take as long as they took before.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ollama_adapter.backing import Backing
@@ -182,7 +183,9 @@ class Recovery:
             joint.over = True
             return WayOn(self._request, joint, 0.0)
         if way is Way.TOKENS and asked.greedy and transcript.last is not None and ids:
-            return self._same_again(asked, transcript.last, list(ids), remaining, joint)
+            found = self._same_again(asked, transcript.last, list(ids), remaining, joint)
+            # They are read one by one, which takes as long as it took to write them.
+            return replace(found, limit_s=max(found.limit_s, 2 * transcript.written_s))
         joint.fidelity = await self._fidelity(way, asked, transcript)
         if way is Way.TEXT and joint.fidelity is not None and joint.fidelity < FAITHFUL:
             self._spent.add(way)

@@ -181,3 +181,11 @@ def test_overlap_is_symmetric_within_bounds_and_1_for_equals(
     assert overlap(p, p) == 1.0
     assert overlap(p, q) == overlap(q, p)
     assert 0.0 <= (overlap(p, q) or 0.0) <= 1.0
+
+
+def test_a_transcript_tells_how_long_it_took() -> None:
+    made = Transcript()
+    assert made.written_s == 0.0
+    for arrival_ns in (2_000_000_000, 3_500_000_000, 9_000_000_000):
+        made.add([TokenEvent("x", 0, 0, "s", "m", arrival_ns=arrival_ns)])
+    assert made.written_s == 7.0

@@ -19,12 +19,13 @@ _TEXT: Final = Channel.TEXT  # looked up once: a member of an enum takes Python 
 class Transcript:
     """The account of what was delivered. `add` is on the token path, and keeps no event but the last."""
 
-    __slots__ = ("_ids", "_texts", "_tokens", "last", "tool_calls")
+    __slots__ = ("_ids", "_texts", "_tokens", "began_ns", "last", "tool_calls")
 
     def __init__(self) -> None:
         self._texts: dict[Channel, list[str]] = {each: [] for each in Channel}
         self._ids: list[int] | None = []
         self._tokens = 0
+        self.began_ns = 0  # when the first event arrived; 0 before
         self.last: TokenEvent | None = None
         self.tool_calls: list[Any] = []
 
@@ -46,12 +47,19 @@ class Transcript:
             self._add_ids(self._ids, events)
         self._tokens += len(events)
         self.last = events[-1]
+        if not self.began_ns:
+            self.began_ns = events[0].arrival_ns
 
     def text(self, channel: Channel) -> str:
         """All that was delivered of a channel."""
         pieces = self._texts[channel]
         pieces[:] = ["".join(pieces)]
         return pieces[0]
+
+    @property
+    def written_s(self) -> float:
+        """How long it took from the first event to the last."""
+        return (self.last.arrival_ns - self.began_ns) / 1e9 if self.last is not None else 0.0
 
     @property
     def ids(self) -> Sequence[int] | None:
