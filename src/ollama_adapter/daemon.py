@@ -19,7 +19,7 @@ from typing import Final
 from ollama_adapter.config import LOOPBACK, DaemonConfig
 from ollama_adapter.core.backoff import Backoff, BackoffPolicy
 from ollama_adapter.core.lifecycle import DaemonState, Signal, advance
-from ollama_adapter.core.versions import ADVISED, missing_features, outdated
+from ollama_adapter.core.versions import ADVISED, EMBEDDED_SUFFIX, missing_features, outdated
 from ollama_adapter.errors import (
     AdapterError,
     ConnectFailed,
@@ -35,7 +35,6 @@ from ollama_adapter.system.probe import probe
 from ollama_adapter.system.scope import TaskScope, is_orphan
 
 SILENCES: Final = 3  # probes in a row without an answer, and it counts as dead
-EMBEDDED_SUFFIX: Final = "-embedded"  # of the version that our own daemon gives
 SUSPICION_NS: Final = 1_000_000_000  # between probes, once one has failed
 
 log = logging.getLogger("ollama_adapter")
