@@ -46,11 +46,12 @@ class Sample:
 
 async def look(daemon_pid: int | None, clock: Clock) -> Runners:
     """Look twice at the daemon's children. Takes 0.2 s; cancelling is safe."""
-    before = take(daemon_pid, "", clock)
+    sampler = Sampler(clock)
+    before = await sampler.sample(daemon_pid, "")
     if before is None:
         return Runners()
     await clock.sleep_until_ns(clock.now_ns() + LOOK_NS)
-    after = take(daemon_pid, "", clock) or Sample(0, {}, False, False)
+    after = await sampler.sample(daemon_pid, "") or Sample(0, {}, False, False)
     working = any(spent > before.spent.get(pid, 0.0) for pid, spent in after.spent.items())
     return Runners(len(after.spent), working, before.runnable or after.runnable)
 
