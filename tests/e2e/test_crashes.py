@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import resource
 import signal
@@ -32,17 +31,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("machine")]
 WATCHDOG_S = 60
 ROLES = ("runner", "daemon", "keeper")
 SIGNALS = (signal.SIGSEGV, signal.SIGABRT)
-
-
-@pytest.fixture
-def log() -> Iterator[Everything]:
-    handler, root = Everything(), logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield handler
-    root.removeHandler(handler)
-    root.setLevel(level)
 
 
 @pytest.fixture

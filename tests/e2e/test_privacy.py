@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -27,17 +25,6 @@ from tests.canary import (
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("machine")]
-
-
-@pytest.fixture
-def log() -> Iterator[Everything]:
-    handler, root = Everything(), logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield handler
-    root.removeHandler(handler)
-    root.setLevel(level)
 
 
 def family() -> list[psutil.Process]:
