@@ -28,9 +28,7 @@ class Way(StrEnum):
     """How a stream that was interrupted goes on, the most exact way first (docs/streams.md)."""
 
     TOKENS = "tokens"  # from the ids of the tokens so far: the embedded daemon only
-    RERUN = (
-        "rerun"  # the same request once more, compared token by token, and only the rest delivered
-    )
+    RERUN = "rerun"  # the same request once more, compared, and only the rest delivered
     TEXT = "text"  # from the rendered prompt and the text so far
     ANEW = "anew"  # nothing had been delivered: the request is simply sent again
 

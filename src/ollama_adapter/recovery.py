@@ -38,9 +38,8 @@ from ollama_adapter.errors import (
 from ollama_adapter.events import Candidate, Channel, TokenEvent, Way
 from ollama_adapter.system.clock import Clock
 
-FIRST_PAUSE_NS: Final = (
-    100_000_000  # between two looks for a daemon that is nobody's to start; doubled
-)
+FIRST_PAUSE_NS: Final = 100_000_000
+"""Between two looks for a daemon that is nobody's to start; doubled each time."""
 LAST_PAUSE_NS: Final = 2_000_000_000
 
 

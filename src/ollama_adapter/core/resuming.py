@@ -17,9 +17,8 @@ from ollama_adapter.core.requests import Request
 from ollama_adapter.core.transcript import Transcript
 from ollama_adapter.events import Channel, Way
 
-FAITHFUL: Final = (
-    0.5  # a continuation from text that predicts the last token less alike is given up
-)
+FAITHFUL: Final = 0.5
+"""A continuation from text that predicts the last token less alike is given up."""
 
 
 @dataclass(frozen=True, slots=True)
