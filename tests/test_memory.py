@@ -76,6 +76,15 @@ async def test_a_request_that_differs_gets_the_named_error(difference: str) -> N
             await adapter.generate(**asked)
 
 
+async def test_a_daemon_that_dies_before_the_first_token_and_stays_away() -> None:
+    async with pretending(resume_s=0.3) as (adapter, daemon):
+        live = await adapter.generate("pretend", PROMPT)
+        daemon.faults = "die@0"
+        tokens = adapter.generate_stream("pretend", PROMPT)
+        assert text_of(await collect(tokens)) == live.text
+        assert tokens.statistics.cached_age_s is not None
+
+
 async def test_a_conversation_is_remembered_too() -> None:
     messages = [{"role": "user", "content": PROMPT}]
     async with pretending() as (adapter, daemon):

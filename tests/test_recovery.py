@@ -25,6 +25,7 @@ from ollama_adapter.core.requests import Request, generate_request
 from ollama_adapter.core.transcript import Transcript
 from ollama_adapter.errors import (
     Interruption,
+    ProtocolError,
     ReadTimeout,
     StreamInterrupted,
 )
@@ -157,6 +158,23 @@ async def test_an_answer_cut_right_before_its_last_record_is_whole() -> None:
     assert text_of(events) == whole
     assert statistics.finish is Finish.LENGTH
     assert [each.index for each in statistics.seams] == [len(events)]
+
+
+async def test_a_second_run_is_not_computed_for_the_last_record_alone() -> None:
+    async with pretending("eof@20*1") as (adapter, daemon):
+        whole = await uncut(adapter, daemon, num_predict=20, **GREEDY)
+        events, statistics = await events_of(adapter, num_predict=20, **GREEDY)
+        assert len(daemon.generations()) == 2
+    assert text_of(events) == whole
+    assert statistics.finish is Finish.LENGTH
+
+
+async def test_nonsense_after_a_seam_is_what_it_is() -> None:
+    async with pretending("rst@12*1, garbage@20*1") as (adapter, _):
+        tokens = adapter.generate_stream("pretend", PROMPT, **GREEDY)
+        with pytest.raises(ProtocolError):
+            await collect(tokens)
+    assert tokens.statistics.tokens == 20
 
 
 async def test_what_delivered_nothing_is_asked_anew() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.core.cache import Cached
+from ollama_adapter.core.lifecycle import DaemonState
 from ollama_adapter.core.records import ChatRecord, GenerateRecord
 from ollama_adapter.core.requests import Request
 from ollama_adapter.daemon import OllamaDaemon
@@ -38,6 +39,11 @@ class Backing:
     def embedded(self) -> bool:
         """The daemon of this moment is our own, which goes on from token ids."""
         return self._daemon.embedded
+
+    @property
+    def ready(self) -> bool:
+        """There is a daemon that answers, as far as we know."""
+        return self._daemon.state is DaemonState.READY
 
     @property
     def renders(self) -> bool:

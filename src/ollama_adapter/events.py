@@ -143,7 +143,7 @@ class Seam:
     way: Way
     reason: str
     gap_ms: float
-    fidelity: float | None = None
+    fidelity: float | None = field(default=None, repr=False)
     exact: bool = True
 
 
@@ -163,7 +163,7 @@ class Statistics:
     tokens: int = 0
     ttft_ms: float | None = None
     tps: float | None = None
-    mean_energy: float | None = None
+    mean_energy: float | None = field(default=None, repr=False)
     prompt_eval_count: int = 0
     eval_count: int = 0
     load_duration_ns: int = 0

@@ -24,6 +24,7 @@ from ollama_adapter.errors import (
     AdapterError,
     InvalidRequest,
     ModelLoadFailed,
+    ProtocolError,
     ReadTimeout,
     ResponseError,
 )
@@ -193,7 +194,7 @@ class ModelPool:
         """A model of the same name may be another one since the last daemon."""
         try:
             listed = await self._client.tags()
-        except ResponseError:  # then nothing of it is kept in memory
+        except (ResponseError, ProtocolError, ReadTimeout):  # then nothing of it is kept in memory
             listed = []
         digests = {_key(str(each.get("name", ""))): each.get("digest", "") for each in listed}
         self._digests[key] = str(digests.get(key, ""))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 from ollama_adapter.backing import Backing
@@ -30,6 +31,7 @@ from ollama_adapter.core.transcript import Replay, Transcript, overlap
 from ollama_adapter.errors import (
     AdapterError,
     DaemonNotFound,
+    DaemonStartTimeout,
     Interruption,
     ResponseError,
     ServerBusy,
@@ -69,7 +71,6 @@ class Recovery:
         self._backing = backing
         self._limits = limits
         self._clock = clock
-        self._asked: Asked | None = None
         self._rendered: str | None = None
         self._spent: set[Way] = set()
         self._refusals: list[str] = []
@@ -81,6 +82,10 @@ class Recovery:
 
     def __repr__(self) -> str:
         return f"<Recovery {self._tries} of {self._limits.resume_tries} tries>"
+
+    @cached_property
+    def asked(self) -> Asked:
+        return Asked.of(self._request)
 
     def standing(self, tokens: int) -> Interruption | None:
         """Why there are no more than `tokens`; None while they flow."""
@@ -94,6 +99,8 @@ class Recovery:
         self._note(cut, len(transcript))
         while self._tries < self._limits.resume_tries:
             self._tries += 1
+            if (over := self._over(transcript)) is not None:
+                return over
             try:
                 async with asyncio.timeout(self._remaining_s()):
                     await self._until_loaded(begun=len(transcript) > 0)
@@ -105,8 +112,10 @@ class Recovery:
                 self._spend(error)
                 continue
             except TimeoutError:
-                limit_s = self._limits.resume_s
-                self._refuse(f"no daemon and model within stream.resume_s ({limit_s:g} s)")
+                why = f"no daemon and model within stream.resume_s ({self._limits.resume_s:g} s)"
+                if not len(transcript) and not self._backing.ready:
+                    raise DaemonStartTimeout(why) from cut
+                self._refuse(why)
                 break
             if found is None:
                 break
@@ -150,10 +159,18 @@ class Recovery:
         spent_s = (self._clock.now_ns() - self._since_ns) / 1e9
         return max(0.0, self._limits.resume_s - spent_s)
 
+    def _over(self, transcript: Transcript) -> WayOn | None:
+        """Where as many tokens came as were asked for, nothing is missing but the last record."""
+        ids = transcript.ids
+        if self.asked.remaining(len(transcript) if ids is None else len(ids)) != 0:
+            return None
+        way = Way.TEXT if ids is None else Way.TOKENS
+        joint = Joint(way, self._reason.value, exact=ids is not None, over=True)
+        return WayOn(self._request, joint, 0.0)
+
     async def _choose(self, transcript: Transcript) -> WayOn | None:
-        asked = self._asked = self._asked or Asked.of(self._request)
         plan = plan_ways(
-            asked,
+            self.asked,
             transcript,
             embedded=self._backing.embedded,
             renders=self._backing.renders,
@@ -162,7 +179,7 @@ class Recovery:
         for refusal in plan.refusals:
             self._refuse(refusal)
         for way in plan.ways:
-            if way not in self._spent and (found := await self._try(way, asked, transcript)):
+            if way not in self._spent and (found := await self._try(way, self.asked, transcript)):
                 return found
         return None
 
@@ -178,9 +195,6 @@ class Recovery:
         ids = transcript.ids
         joint.exact = ids is not None
         remaining = asked.remaining(len(transcript) if ids is None else len(ids))
-        if remaining == 0:
-            joint.over = True
-            return WayOn(self._request, joint, 0.0)
         if way is Way.TOKENS and asked.greedy and transcript.last is not None and ids:
             found = self._same_again(asked, transcript.last, list(ids), remaining, joint)
             # They are read one by one, which takes as long as it took to write them.

@@ -29,6 +29,7 @@ from ollama_adapter.errors import (
     ConnectFailed,
     DaemonError,
     GenerationError,
+    ProtocolError,
     ReaderGone,
     StreamInterrupted,
 )
@@ -40,8 +41,7 @@ from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.http import Exchange
 from ollama_adapter.system.scope import is_orphan
 
-Explain = Callable[["Session"], Awaitable[Stall]]
-"""Finds out why the session stands still. The adapter's."""
+Explain = Callable[["Session"], Awaitable[Stall]]  # finds out why it stands still: the adapter's
 
 
 class Observer(Protocol):
@@ -195,8 +195,8 @@ class Session:
                 await self._run_attempt(way_on)
                 return
             except AdapterError as error:
-                cut = isinstance(error, StreamInterrupted) or way_on is not None
-                if not cut or isinstance(error, ReaderGone):
+                final = way_on is None or isinstance(error, (ReaderGone, ProtocolError))
+                if final and not isinstance(error, StreamInterrupted):
                     raise
                 way_on = await self._go_on(error)
                 if way_on.joint.over:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -175,6 +176,7 @@ class Orders:
     def __init__(self, channel: socket.socket, starter_: subprocess.Popen[bytes]) -> None:
         self._channel = channel
         self._starter = starter_
+        self._unsent: deque[bytes] = deque()
         self._numbers = 0
         self._processes: dict[int, Ordered] = {}
         self._calls: dict[int, asyncio.Future[socket.socket]] = {}
@@ -204,6 +206,7 @@ class Orders:
     def close(self) -> None:
         """The starter and all its runners end; returns when the starter has."""
         asyncio.get_running_loop().remove_reader(self._channel)
+        asyncio.get_running_loop().remove_writer(self._channel)
         self._channel.close()
         self._starter.wait()
 
@@ -236,9 +239,22 @@ class Orders:
             del self._calls[call]
 
     def send(self, order: dict[str, Any]) -> None:
-        """Never waits. Where the starter has ended, so do we, by what `attach` was told."""
-        with contextlib.suppress(OSError):
-            self._channel.send(msgspec.json.encode(order))
+        """Never waits, and loses none while the starter lives."""
+        self._unsent.append(msgspec.json.encode(order))
+        self._flush()
+
+    def _flush(self) -> None:
+        """As many as the starter takes; the rest when it has read some."""
+        loop = asyncio.get_running_loop()
+        try:
+            loop.remove_writer(self._channel)
+            while self._unsent:
+                self._channel.send(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            loop.add_writer(self._channel, self._flush)
+        except (OSError, ValueError):  # it has ended, and so do we, by what `attach` was told
+            self._unsent.clear()
 
     def _on_message(self, on_end: Callable[[], None]) -> None:
         try:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES = 1 << 16
 LINE_BYTES = 1 << 14  # of a report, which is a port or a reason
+REPORT_BYTES = 1 << 13  # of it that are passed on: in JSON a byte that is no text takes six
 LABEL_LENGTH = 200
 CONNECT_S = 2.0
 PASSED_ON = (
@@ -140,7 +141,7 @@ class Starter:
             return
         self._selector.unregister(report)
         os.close(report)
-        text = line[:LINE_BYTES].partition(b"\n")[0].decode("utf-8", "replace")
+        text = line[:REPORT_BYTES].partition(b"\n")[0].decode("utf-8", "replace")
         try:
             self._ports[number] = int(json.loads(text)["port"])
         except (ValueError, TypeError, KeyError, RecursionError):
