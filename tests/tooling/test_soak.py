@@ -89,7 +89,7 @@ def test_the_page_of_a_run_has_its_numbers_and_its_failures(tmp_path: Path) -> N
     done = subprocess.run(
         [*command, "--soak", f"--soak-report={page}", *where],
         cwd=ROOT,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         timeout=60,
