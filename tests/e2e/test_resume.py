@@ -98,7 +98,8 @@ class Tally:
         self.cuts += 1
         self.different += text != whole
         for seam in statistics.seams:
-            assert seam.way in (way, Way.ANEW)
+            whole_by_count = seam.index == LENGTH  # only the last record was missing
+            assert seam.way in (way, Way.ANEW) or whole_by_count
             self.gaps_ms.append(seam.gap_ms)
             if seam.fidelity is not None:
                 self.fidelities.append(seam.fidelity)
@@ -136,7 +137,7 @@ async def killing() -> AsyncIterator[tuple[OllamaAdapter, Killer]]:
         mode=DaemonMode.EMBEDDED,
         restart_base_s=0.02,
         restart_cap_s=0.2,
-        restart_tries=50,
+        restart_tries=10_000,
         stable_s=1.0,
     )
     config = Config(daemon=daemon, stream=limits)
@@ -177,7 +178,7 @@ async def cut_once(
 
 async def another_prompt(adapter: OllamaAdapter) -> None:
     """So that there is a runner (the last kill may have come too late), in the same state each time."""
-    await adapter.generate(MODEL, "?", num_predict=1)
+    await adapter.generate(MODEL, "?", num_predict=1, private=True)
 
 
 async def kill_at_many(
