@@ -28,7 +28,7 @@ run: ## stream an answer of a small local model, with its energy (PROMPT="..." M
 test: ## run the tests; every branch of core must be covered by its own
 	$(environment) dev -m coverage run -m pytest tests/core
 	$(environment) dev -m coverage report
-	$(environment) dev -m pytest --ignore=tests/core
+	$(environment) dev -m pytest --ignore=tests/core -n 2 --dist loadfile
 
 check: ## format, lint, types, layers
 	$(environment) dev -m ruff format --check .
