@@ -30,7 +30,7 @@ from typing import Any
 
 RING_BYTES = 64 << 10
 READ_BYTES = 64 << 10
-LINGER_S = 0.3  # for the application to read our last line; it kills us as soon as it has
+LINGER_S = 1.0  # for the application to read our last line; it kills us as soon as it has
 
 
 class Keeper:
