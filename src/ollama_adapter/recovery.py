@@ -9,7 +9,7 @@ more may take as long as they took before.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
@@ -84,7 +84,7 @@ class Recovery:
         return f"<Recovery {self._tries} of {self._limits.resume_tries} tries>"
 
     @cached_property
-    def asked(self) -> Asked:
+    def _asked(self) -> Asked:
         return Asked.of(self._request)
 
     def standing(self, tokens: int) -> Interruption | None:
@@ -161,16 +161,20 @@ class Recovery:
 
     def _over(self, transcript: Transcript) -> WayOn | None:
         """Where as many tokens came as were asked for, nothing is missing but the last record."""
-        ids = transcript.ids
-        if self.asked.remaining(len(transcript) if ids is None else len(ids)) != 0:
+        if self._remaining(transcript) != 0:
             return None
-        way = Way.TEXT if ids is None else Way.TOKENS
-        joint = Joint(way, self._reason.value, exact=ids is not None, over=True)
-        return WayOn(self._request, joint, 0.0)
+        exact = transcript.ids is not None
+        way = Way.TOKENS if exact else Way.TEXT
+        return WayOn(self._request, Joint(way, self._reason.value, exact=exact, over=True), 0.0)
+
+    def _remaining(self, transcript: Transcript) -> int | None:
+        """How many tokens may still come, as well as it is known; None: no limit was asked for."""
+        ids = transcript.ids
+        return self._asked.remaining(len(transcript) if ids is None else len(ids))
 
     async def _choose(self, transcript: Transcript) -> WayOn | None:
         plan = plan_ways(
-            self.asked,
+            self._asked,
             transcript,
             embedded=self._backing.embedded,
             renders=self._backing.renders,
@@ -179,82 +183,78 @@ class Recovery:
         for refusal in plan.refusals:
             self._refuse(refusal)
         for way in plan.ways:
-            if way not in self._spent and (found := await self._try(way, self.asked, transcript)):
+            if way not in self._spent and (found := await self._try(way, transcript)):
                 return found
         return None
 
-    async def _try(self, way: Way, asked: Asked, transcript: Transcript) -> WayOn | None:
+    async def _try(self, way: Way, transcript: Transcript) -> WayOn | None:
         self._way = way
         joint = Joint(way, self._reason.value)
-        if way is Way.RERUN:
-            joint.replay = Replay.of(transcript)
         if way is Way.ANEW:
             return WayOn(self._request, joint, self._limits.first_token_s)
         if way is Way.RERUN:
+            joint.replay = Replay.of(transcript)
             return WayOn(self._request, joint, self._remaining_s())
         ids = transcript.ids
         joint.exact = ids is not None
-        remaining = asked.remaining(len(transcript) if ids is None else len(ids))
-        if way is Way.TOKENS and asked.greedy and transcript.last is not None and ids:
-            found = self._same_again(asked, transcript.last, list(ids), remaining, joint)
-            # They are read one by one, which takes as long as it took to write them.
-            return replace(found, limit_s=max(found.limit_s, 2 * transcript.written_s))
-        joint.fidelity = await self._fidelity(way, asked, transcript)
+        if way is Way.TOKENS and self._asked.greedy and transcript.last is not None and ids:
+            return self._same_again(transcript, transcript.last, list(ids), joint)
+        joint.fidelity = await self._fidelity(way, transcript)
         if way is Way.TEXT and joint.fidelity is not None and joint.fidelity < FAITHFUL:
             self._spent.add(way)
             self._refuse(f"{way}: read as other tokens (fidelity {joint.fidelity:.2f})")
             return None
-        request = await self._continued(way, asked, transcript, remaining)
+        request = await self._continued(way, transcript)
         return WayOn(request, joint, self._remaining_s())
 
     def _same_again(
-        self, asked: Asked, last: TokenEvent, ids: list[int], remaining: int | None, joint: Joint
+        self, transcript: Transcript, last: TokenEvent, ids: list[int], joint: Joint
     ) -> WayOn:
         """From before the last token, which must come again."""
-        back = len(last.token_ids or ())
+        back, remaining = len(last.token_ids or ()), self._remaining(transcript)
         joint.replay = Replay.of_last(last) if back else None
         request = continue_tokens(
-            asked,
+            self._asked,
             ids[: len(ids) - back],
             None if remaining is None else remaining + back,
             stepwise=len(ids) <= self._limits.resume_tokens,
         )
-        return WayOn(request, joint, self._remaining_s())
+        # They are read one by one, which takes as long as it took to write them.
+        return WayOn(request, joint, max(self._remaining_s(), 2 * transcript.written_s))
 
     # Carrying it out
 
-    async def _continued(
-        self, way: Way, asked: Asked, transcript: Transcript, remaining: int | None
-    ) -> Request:
+    async def _continued(self, way: Way, transcript: Transcript) -> Request:
+        remaining = self._remaining(transcript)
         if way is Way.TOKENS:
-            return continue_tokens(asked, list(transcript.ids or ()), remaining)
-        return continue_text(
-            asked, await self._prompt(asked), transcript.text(Channel.TEXT), remaining
-        )
+            return continue_tokens(self._asked, list(transcript.ids or ()), remaining)
+        text = transcript.text(Channel.TEXT)
+        return continue_text(self._asked, await self._prompt(), text, remaining)
 
-    async def _prompt(self, asked: Asked) -> str:
+    async def _prompt(self) -> str:
         """As the model gets it."""
         if self._rendered is None:
-            if asked.body.get("raw"):
-                self._rendered = str(asked.body.get("prompt", ""))
+            if self._asked.body.get("raw"):
+                self._rendered = str(self._asked.body.get("prompt", ""))
             else:
-                answer = await self._answer(render_request(asked))
+                answer = await self._answer(render_request(self._asked))
                 if answer.debug_info is None:
                     raise ResponseError("the daemon did not show the rendered prompt")
                 self._rendered = answer.debug_info.rendered_template
         return self._rendered
 
-    async def _fidelity(self, way: Way, asked: Asked, transcript: Transcript) -> float | None:
+    async def _fidelity(self, way: Way, transcript: Transcript) -> float | None:
         """What the model predicts for the last token now, beside what it predicted then."""
         last = transcript.last
         if last is None or not last.candidates:
             return None
         if way is Way.TOKENS:
             ids = list(transcript.ids or ())
-            looked = continue_tokens(asked, ids[: len(ids) - len(last.token_ids or ())], None)
+            ids = ids[: len(ids) - len(last.token_ids or ())]
+            looked = continue_tokens(self._asked, ids, None)
         else:
             text = transcript.text(Channel.TEXT).removesuffix(last.token)
-            looked = continue_text(asked, await self._prompt(asked), text, None)
+            looked = continue_text(self._asked, await self._prompt(), text, None)
         return overlap(last.candidates, _candidates(await self._answer(one_token(looked))))
 
     async def _answer(self, request: Request) -> GenerateRecord | ChatRecord:
