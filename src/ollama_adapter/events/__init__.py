@@ -6,12 +6,52 @@ No repr shows text or a number made of text: an event may end up in somebody's l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import msgspec
+
+from ollama_adapter.events.frames import Frame, SessionFrame, State
+from ollama_adapter.events.pool import (
+    Change,
+    Eviction,
+    Footprint,
+    LoadPhase,
+    LoadPlan,
+    LoadProgress,
+    ResidencyChange,
+    Substitution,
+)
+
+__all__ = [
+    "AbortReceipt",
+    "Answer",
+    "Candidate",
+    "Change",
+    "Channel",
+    "DaemonChange",
+    "Embeddings",
+    "Eviction",
+    "Finish",
+    "Footprint",
+    "Frame",
+    "Guarantee",
+    "Health",
+    "LoadPhase",
+    "LoadPlan",
+    "LoadProgress",
+    "Phase",
+    "ResidencyChange",
+    "Seam",
+    "SessionFrame",
+    "Source",
+    "State",
+    "Statistics",
+    "Substitution",
+    "TokenEvent",
+    "Way",
+]
 
 
 class Source(StrEnum):
@@ -39,17 +79,6 @@ class Channel(StrEnum):
     TEXT = "text"
     THINKING = "thinking"
     TOOL_CALLS = "tool_calls"
-
-
-class State(StrEnum):
-    """The energy state of a session (docs/energy.md)."""
-
-    IDLE = "idle"
-    CHARGING = "charging"
-    FLOWING = "flowing"
-    SATURATED = "saturated"
-    STALLING = "stalling"
-    DRAINED = "drained"
 
 
 class Finish(StrEnum):
@@ -215,43 +244,6 @@ class Embeddings:
     model: str
     vectors: list[list[float]] = field(repr=False)
     prompt_eval_count: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SessionFrame:
-    """One session at one tick: `first`..`last` are the indices of its tokens in this frame (None: none)."""
-
-    energy: float
-    state: State
-    tokens: int = 0
-    first: int | None = None
-    last: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """The snapshot of one 60 Hz tick. Summing frames gives the stream back. It never carries text.
-
-    `energy_generated` and `total_energy` are in EU (the sum of E over tokens); `energy_rate` is EU/s,
-    exponentially averaged over 1 s. `tokens_merged` counts the tokens beyond the first of each session
-    in this frame; `skipped` counts ticks missed since the frame before; `processing_ns` is what making
-    this frame took.
-    """
-
-    frame_id: int
-    monotonic_ns: int
-    epoch_ms: int
-    new_tokens: int
-    energy_generated: float
-    total_energy: float
-    energy_rate: float
-    energy: float
-    state: State
-    sessions: Mapping[str, SessionFrame]
-    queue_depth: int = 0
-    tokens_merged: int = 0
-    skipped: int = 0
-    processing_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

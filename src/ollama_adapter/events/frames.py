@@ -1,0 +1,55 @@
+"""What the 60 Hz pipeline publishes: frames, and the state of each session in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """The energy state of a session (docs/energy.md)."""
+
+    IDLE = "idle"
+    CHARGING = "charging"
+    FLOWING = "flowing"
+    SATURATED = "saturated"
+    STALLING = "stalling"
+    DRAINED = "drained"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFrame:
+    """One session at one tick: `first`..`last` are the indices of its tokens in this frame (None: none)."""
+
+    energy: float
+    state: State
+    tokens: int = 0
+    first: int | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The snapshot of one 60 Hz tick. Summing frames gives the stream back. It never carries text.
+
+    `energy_generated` and `total_energy` are in EU (the sum of E over tokens); `energy_rate` is EU/s,
+    exponentially averaged over 1 s. `tokens_merged` counts the tokens beyond the first of each session
+    in this frame; `skipped` counts ticks missed since the frame before; `processing_ns` is what making
+    this frame took.
+    """
+
+    frame_id: int
+    monotonic_ns: int
+    epoch_ms: int
+    new_tokens: int
+    energy_generated: float
+    total_energy: float
+    energy_rate: float
+    energy: float
+    state: State
+    sessions: Mapping[str, SessionFrame]
+    queue_depth: int = 0
+    tokens_merged: int = 0
+    skipped: int = 0
+    processing_ns: int = 0

@@ -1,0 +1,122 @@
+"""What the pool publishes: how far a load is, what changed in memory, and its plans with their reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Memory, in bytes: of the machine, and of its GPUs."""
+
+    ram: int = 0
+    vram: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.ram + self.vram
+
+    def __add__(self, other: Footprint) -> Footprint:
+        return Footprint(self.ram + other.ram, self.vram + other.vram)
+
+    def __sub__(self, other: Footprint) -> Footprint:
+        return Footprint(self.ram - other.ram, self.vram - other.vram)
+
+    def fits(self, room: Footprint) -> bool:
+        return self.ram <= room.ram and self.vram <= room.vram
+
+
+class LoadPhase(StrEnum):
+    """How far a model is on its way into memory."""
+
+    QUEUED = "queued"
+    PULLING = "pulling"
+    LOADING = "loading"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """One step of a model's way into memory, for somebody who waits.
+
+    `position` is the place in the queue, 1 for the next one; `done_bytes` of `total_bytes` have been pulled;
+    `expected_s` is how long the whole load is likely to take (None: nothing is known yet).
+    """
+
+    model: str
+    phase: LoadPhase
+    position: int = 0
+    done_bytes: int = 0
+    total_bytes: int = 0
+    elapsed_s: float = 0.0
+    expected_s: float | None = None
+
+
+class Change(StrEnum):
+    """What has become of a model in memory."""
+
+    LOADED = "loaded"
+    LOADED_ELSEWHERE = "loaded by somebody else"
+    EVICTED = "evicted"
+    UNLOADED = "unloaded"
+    EXPIRED = "its time was up"
+    UNLOADED_ELSEWHERE = "unloaded by somebody else"
+    FELL_BACK_TO_CPU = "fell back to the CPU"
+    GREW = "grew"
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyChange:
+    """A model's place in memory has changed: `footprint` is what it takes now (0: it is gone)."""
+
+    model: str
+    change: Change
+    footprint: Footprint
+    reason: str
+    monotonic_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """A model to unload, what that frees, and why it is this one."""
+
+    model: str
+    frees: Footprint
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What loading a model takes, and does to the others; nothing has been done yet.
+
+    `fits`: it can be in memory within the budget, at once or after `waits_for` have become idle; else
+    `reason` says why not. The need is `weights_bytes` + `kv_bytes` (for `num_ctx` tokens) + `overhead_bytes`,
+    which go to `takes`. `used` is what is taken before, of `budget`. `expected_s` is the likely time, None
+    where nothing is known. `advisory`: others use this daemon, too, and are not bound by the budget.
+    """
+
+    model: str
+    fits: bool
+    reason: str
+    resident: bool
+    num_ctx: int
+    weights_bytes: int
+    kv_bytes: int
+    overhead_bytes: int
+    takes: Footprint
+    used: Footprint
+    budget: Footprint
+    evict: tuple[Eviction, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    expected_s: float | None = None
+    advisory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """Another model answered: what was `asked`, which one `served`, and why."""
+
+    asked: str
+    served: str
+    reason: str
