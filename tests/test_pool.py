@@ -10,6 +10,7 @@ import pytest
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import PoolConfig
+from ollama_adapter.core.requests import generate_request
 from ollama_adapter.errors import (
     InvalidRequest,
     ModelLoadFailed,
@@ -193,3 +194,16 @@ async def test_a_model_that_somebody_else_loaded_is_warm_from_the_start() -> Non
     async with pooling(daemon) as (pool, _):
         assert await pool.ensure_loaded("m") is True
         assert await pool.ensure_loaded("n") is False
+
+
+async def test_a_lease_keeps_a_model_busy_until_it_is_released() -> None:
+    async with pooling(Loading()) as (pool, clock):
+        request = generate_request("m", "hello", {}, "10s")
+        lease = await pool.acquire(request)
+        assert (lease.model, lease.warm) == ("m:latest", False)
+        clock.advance(9_000_000_000)
+        with lease:
+            assert (await pool.acquire(request)).warm is True
+        clock.advance(9_000_000_000)
+        assert pool.is_warm("m", {}), "its time begins when it is released"
+        lease.release()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ from ollama_adapter.errors import (
     ReadTimeout,
     ResponseError,
 )
+from ollama_adapter.events import LoadPhase, LoadProgress
+from ollama_adapter.pool.lease import Lease
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope, is_orphan, shared
 
@@ -62,6 +64,7 @@ class ModelPool:
         self._known: dict[str, dict[str, Any]] = {}
         self._flights: dict[tuple[str, ...], _Flight] = {}
         self._users: Counter[str] = Counter()
+        self._busy: Counter[str] = Counter()
         self._digests: dict[str, str] = {}  # outlive the daemon: by them memory is searched
 
     def __repr__(self) -> str:
@@ -146,6 +149,36 @@ class ModelPool:
         if isinstance(result, AdapterError):
             raise result
         return result
+
+    async def acquire(
+        self, request: Request, *, on_progress: Callable[[LoadProgress], None] | None = None
+    ) -> Lease:
+        """The request's model in memory, and busy until the lease is released.
+
+        `on_progress` is told how far it is, from the queue to ready. Raises ServerBusy, BudgetExceeded,
+        and what ensure_loaded does. Cancelling is safe: nothing is held then.
+        """
+        key = local_name(request.model).key
+        self._busy[key] += 1
+        try:
+            warm = await self.ensure_loaded(
+                request.model, keep_alive=request.keep_alive, reloading=request.reloading
+            )
+        except BaseException:
+            self._busy[key] -= 1
+            raise
+        self._tell(on_progress, LoadProgress(request.model, LoadPhase.READY))
+        return Lease(request, lambda: self._give_back(key, request), warm=warm)
+
+    def _give_back(self, key: str, request: Request) -> None:
+        self._busy[key] -= 1
+        if key in self._resident:
+            self.used(request.model, request.reloading, request.keep_alive)
+
+    @staticmethod
+    def _tell(callback: Callable[[LoadProgress], None] | None, progress: LoadProgress) -> None:
+        if callback is not None:
+            callback(progress)
 
     async def _wait(self, key: tuple[str, ...], flight: _Flight) -> bool | AdapterError:
         """The result of a load, which is given up when nobody waits for it any more."""

@@ -1,0 +1,6 @@
+"""Which models are in memory, within which budget: ModelPool brings them there, a Lease keeps one busy."""
+
+from ollama_adapter.pool.keeper import ModelPool
+from ollama_adapter.pool.lease import Lease
+
+__all__ = ["Lease", "ModelPool"]

@@ -1,0 +1,62 @@
+"""What a request holds of a model in memory, from its admission to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from ollama_adapter.core.requests import Request
+from ollama_adapter.events import Substitution
+
+
+class Lease:
+    """A model in memory that is busy, hence not evicted, until `release`.
+
+    `request` is what is to be sent: with the model that serves, and the reloading options that it has.
+    `notes` say in words what was changed on the way. `warm`: it was in memory when the request came.
+    """
+
+    __slots__ = ("_give_back", "notes", "queued_ms", "request", "substitution", "warm")
+
+    def __init__(
+        self,
+        request: Request,
+        give_back: Callable[[], None],
+        *,
+        warm: bool,
+        queued_ms: float = 0.0,
+        notes: tuple[str, ...] = (),
+        substitution: Substitution | None = None,
+    ) -> None:
+        self._give_back: Callable[[], None] | None = give_back
+        self.request = request
+        self.warm = warm
+        self.queued_ms = queued_ms
+        self.notes = notes
+        self.substitution = substitution
+
+    def __repr__(self) -> str:
+        return f"<Lease of {self.model}{'' if self._give_back else ', released'}>"
+
+    @property
+    def model(self) -> str:
+        """The one that serves."""
+        return self.request.model
+
+    def release(self) -> None:
+        """The model is not needed any more: its keep-alive begins. Idempotent, and never waits."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
