@@ -19,9 +19,9 @@ from ollama_adapter import (
     StreamConfig,
     TokenEvent,
 )
-from ollama_adapter.backing import Backing
+from ollama_adapter.backing import Backing, Hold
 from ollama_adapter.config import FrameConfig
-from ollama_adapter.core.requests import Request, generate_request
+from ollama_adapter.core.requests import generate_request
 from ollama_adapter.core.transcript import Transcript
 from ollama_adapter.errors import (
     Interruption,
@@ -29,7 +29,7 @@ from ollama_adapter.errors import (
     ReadTimeout,
     StreamInterrupted,
 )
-from ollama_adapter.events import Way
+from ollama_adapter.events import Statistics, Way
 from ollama_adapter.recovery import Recovery
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.testing import (
@@ -361,8 +361,7 @@ class ReadyBacking:
 
     async def check(self) -> None: ...
 
-    async def load(self, _: Request) -> bool:
-        return True
+    async def load(self, _: Hold) -> None: ...
 
 
 async def test_ids_that_are_read_one_by_one_get_the_time_that_writing_them_took() -> None:
@@ -374,7 +373,7 @@ async def test_ids_that_are_read_one_by_one_get_the_time_that_writing_them_took(
         event = TokenEvent("x", 0, 0, "s", "m", arrival_ns=arrival_ns, token_ids=(number,))
         transcript.add([event])
     backing = cast(Backing, ReadyBacking())
-    recovery = Recovery("s", request, backing, limits, ManualClock())
+    recovery = Recovery(Hold(request, Statistics("s", "m")), backing, limits, ManualClock())
     found = await recovery.way_on(StreamInterrupted("cut"), transcript)
     assert found.joint.way is Way.TOKENS
     assert b'"continue_stepwise":true' in found.request.body

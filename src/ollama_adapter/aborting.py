@@ -147,7 +147,7 @@ class _Watch:
 
     def _seen(self) -> Seen:
         sample = self._sample
-        work = self._owner.sessions.at_work() + self._owner.pool.at_work()
+        work = self._owner.pool.at_work()
         runners = 0 if sample is None else len(sample.spent)
         self._found = self._found or runners > 0
         return Seen(

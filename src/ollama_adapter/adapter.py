@@ -139,15 +139,15 @@ class OllamaAdapter:
         return await _collect(self.chat_stream(model, messages, **kwargs))
 
     async def embed(self, model: str, texts: str | Sequence[str], **kwargs: Any) -> Embeddings:
-        """One vector per text. Raises ResponseError for a model that does not embed."""
+        """One vector per text. Raises ResponseError for a model that does not embed.
+
+        Never from another model than the one asked for: vectors of two models cannot be compared.
+        """
         request = embed_request(model, texts, kwargs, self.config.pool.keep_alive)
         await self.ensure_running()
-        await self.pool.describe(request.model)
-        work = self.client.embed(request, self.config.stream.first_token_s)
-        with self.pool.using(request.model):
-            result = await self._scope.run(work, name="embed")
-        self.pool.used(request.model, request.reloading, request.keep_alive)
-        return result
+        with await self.pool.acquire(request, substitute=False) as lease:
+            work = self.client.embed(lease.request, self.config.stream.first_token_s)
+            return await self._scope.run(work, name="embed")
 
     async def diagnose(self, session_id: str) -> Stall:
         """Why a session stands still, in one word. Asked of one that flows, the answer means nothing.

@@ -14,10 +14,53 @@ from ollama_adapter.core.records import ChatRecord, GenerateRecord
 from ollama_adapter.core.requests import Request
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import ConnectFailed, ConnectionLost, InvalidRequest
-from ollama_adapter.events import Statistics, TokenEvent
+from ollama_adapter.events import LoadProgress, Statistics, TokenEvent
 from ollama_adapter.memory import Draft, Memory
-from ollama_adapter.pool import ModelPool
+from ollama_adapter.pool import Lease, ModelPool
 from ollama_adapter.system.http import Exchange, Sink
+
+
+class Hold:
+    """What one session holds of the pool: the model that serves it, which stays in memory meanwhile.
+
+    `request` is what is to be sent: as it was asked, but for what the pool has changed of it.
+    """
+
+    def __init__(self, request: Request, statistics: Statistics) -> None:
+        self.request = request
+        self.statistics = statistics
+        self.lease: Lease | None = None
+        self.progress: LoadProgress | None = None
+
+    def __repr__(self) -> str:
+        return f"<Hold {self.lease or 'on nothing yet'}>"
+
+    @property
+    def substituted(self) -> bool:
+        return self.statistics.substitution is not None
+
+    def take(self, lease: Lease) -> None:
+        """Hold on to it, and account for it: of the first token it tells only before that has come."""
+        self.lease = lease
+        self.request = lease.request
+        statistics = self.statistics
+        if not statistics.tokens:
+            statistics.warm = lease.warm
+            statistics.queued_ms += lease.queued_ms
+            statistics.notes = lease.notes
+            statistics.vram_share = lease.vram_share
+        if lease.substitution is not None:
+            statistics.substitution = lease.substitution
+            statistics.served_by = lease.model
+
+    def release(self) -> None:
+        """Let the model go. Idempotent."""
+        if self.lease is not None:
+            self.lease.release()
+
+    def note(self, progress: LoadProgress) -> None:
+        """How far the model is."""
+        self.progress = progress
 
 
 class Backing:
@@ -57,13 +100,42 @@ class Backing:
             self._starts_seen = self._daemon.starts
             self._pool.forget()
 
-    async def open(self, request: Request, statistics: Statistics, sink: Sink) -> Exchange:
-        """Daemon, model, connection: what every generation needs, in that order."""
+    async def load(self, hold: Hold) -> None:
+        """A daemon with the model in memory; another model only for an answer that has not begun."""
         try:
-            return await self._open_once(request, statistics, sink)
+            await self._load_once(hold)
         except (ConnectFailed, ConnectionLost):
             await self._daemon.check()  # it may have died since we last heard of it, or just now
-            return await self._open_once(request, statistics, sink)
+            await self._load_once(hold)
+
+    async def _load_once(self, hold: Hold) -> None:
+        await self.ensure_running()
+        if hold.lease is not None and hold.lease.valid:
+            return
+        hold.release()
+        fixed = hold.substituted or hold.statistics.tokens > 0
+        lease = await self._pool.acquire(
+            hold.request, substitute=False if fixed else None, on_progress=hold.note
+        )
+        hold.take(lease)
+
+    async def open(self, hold: Hold, request: Request, sink: Sink) -> Exchange:
+        """A connection, on which `request` has been sent to the model that is held."""
+        try:
+            return await self._send(hold, request, sink)
+        except (ConnectFailed, ConnectionLost):
+            await self._daemon.check()
+            await self.load(hold)
+            return await self._send(hold, request, sink)
+
+    async def _send(self, hold: Hold, request: Request, sink: Sink) -> Exchange:
+        hold.statistics.degraded = request.ungranted(self._daemon.missing)
+        if request.renders and "_debug_render_only" in hold.statistics.degraded:
+            raise InvalidRequest(
+                "this Ollama is too old for _debug_render_only, and would answer instead",
+                hint="update Ollama",
+            )
+        return await self._client.generate(request, sink)
 
     async def check(self) -> None:
         """A stream broke: find out whether the daemon did, so that another one is started."""
@@ -72,13 +144,6 @@ class Backing:
     async def answer(self, request: Request, limit_s: float) -> GenerateRecord | ChatRecord:
         """The answer to a small request of our own, in one piece."""
         return await self._client.ask(request, limit_s)
-
-    async def load(self, request: Request) -> bool:
-        """A daemon with the request's model in memory; whether it was there already."""
-        await self.ensure_running()
-        return await self._pool.ensure_loaded(
-            request.model, keep_alive=request.keep_alive, reloading=request.reloading
-        )
 
     def draft(self, *, private: bool) -> Draft:
         """Where an answer is kept until it has ended."""
@@ -93,17 +158,3 @@ class Backing:
     def recall(self, request: Request) -> Cached | None:
         """The answer to exactly this request, from the model as it was last seen."""
         return self._memory.find(self._pool.digest(request.model), request)
-
-    async def _open_once(self, request: Request, statistics: Statistics, sink: Sink) -> Exchange:
-        warm = await self.load(request)
-        if not statistics.tokens:  # afterwards it says nothing of the first token
-            statistics.warm = warm
-        statistics.degraded = request.ungranted(self._daemon.missing)
-        if request.renders and "_debug_render_only" in statistics.degraded:
-            raise InvalidRequest(
-                "this Ollama is too old for _debug_render_only, and would answer instead",
-                hint="update Ollama",
-            )
-        exchange = await self._client.generate(request, sink)
-        self._pool.used(request.model, request.reloading, request.keep_alive)
-        return exchange

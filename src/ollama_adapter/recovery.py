@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from ollama_adapter.backing import Backing
+from ollama_adapter.backing import Backing, Hold
 from ollama_adapter.config import StreamConfig
 from ollama_adapter.core.joint import Joint
 from ollama_adapter.core.records import ChatRecord, GenerateRecord
@@ -60,14 +60,12 @@ class Recovery:
 
     def __init__(
         self,
-        session_id: str,
-        request: Request,
+        hold: Hold,
         backing: Backing,
         limits: StreamConfig,
         clock: Clock,
     ) -> None:
-        self._session_id = session_id
-        self._request = request
+        self._hold = hold
         self._backing = backing
         self._limits = limits
         self._clock = clock
@@ -85,7 +83,7 @@ class Recovery:
 
     @cached_property
     def _asked(self) -> Asked:
-        return Asked.of(self._request)
+        return Asked.of(self._hold.request)
 
     def standing(self, tokens: int) -> Interruption | None:
         """Why there are no more than `tokens`; None while they flow."""
@@ -128,7 +126,7 @@ class Recovery:
         pause_ns = FIRST_PAUSE_NS
         while True:
             try:
-                await self._backing.load(self._request)
+                await self._backing.load(self._hold)
                 return
             except DaemonNotFound as error:
                 if not begun:
@@ -165,7 +163,9 @@ class Recovery:
             return None
         exact = transcript.ids is not None
         way = Way.TOKENS if exact else Way.TEXT
-        return WayOn(self._request, Joint(way, self._reason.value, exact=exact, over=True), 0.0)
+        return WayOn(
+            self._hold.request, Joint(way, self._reason.value, exact=exact, over=True), 0.0
+        )
 
     def _remaining(self, transcript: Transcript) -> int | None:
         """How many tokens may still come, as well as it is known; None: no limit was asked for."""
@@ -191,10 +191,10 @@ class Recovery:
         self._way = way
         joint = Joint(way, self._reason.value)
         if way is Way.ANEW:
-            return WayOn(self._request, joint, self._limits.first_token_s)
+            return WayOn(self._hold.request, joint, self._limits.first_token_s)
         if way is Way.RERUN:
             joint.replay = Replay.of(transcript)
-            return WayOn(self._request, joint, self._remaining_s())
+            return WayOn(self._hold.request, joint, self._remaining_s())
         ids = transcript.ids
         joint.exact = ids is not None
         if way is Way.TOKENS and self._asked.greedy and transcript.last is not None and ids:
@@ -278,7 +278,7 @@ class Recovery:
         could_not = ", and could not go on" if self._limits.resume_tries else ""
         return StreamInterrupted(
             f"{cause}{could_not}",
-            session_id=self._session_id,
+            session_id=self._hold.statistics.session_id,
             tokens=len(transcript),
             reason=self._reason,
             refusals=tuple(self._refusals),

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
 
 from ollama_adapter.attempt import Attempt
-from ollama_adapter.backing import Backing
+from ollama_adapter.backing import Backing, Hold
 from ollama_adapter.config import StreamConfig, Tier
 from ollama_adapter.core.diagnosis import Stall
 from ollama_adapter.core.energy import EUMapper
@@ -24,6 +23,7 @@ from ollama_adapter.core.patience import Patience
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, context_length
 from ollama_adapter.core.requests import Request
 from ollama_adapter.core.transcript import Transcript
+from ollama_adapter.decipher import Decipher
 from ollama_adapter.errors import (
     AdapterError,
     ConnectFailed,
@@ -33,7 +33,7 @@ from ollama_adapter.errors import (
     ReaderGone,
     StreamInterrupted,
 )
-from ollama_adapter.events import Finish, Statistics, TokenEvent
+from ollama_adapter.events import Finish, Source, Statistics, TokenEvent
 from ollama_adapter.memory import retell
 from ollama_adapter.recovery import Recovery, WayOn
 from ollama_adapter.system.channel import Channel
@@ -42,18 +42,6 @@ from ollama_adapter.system.http import Exchange
 from ollama_adapter.system.scope import is_orphan
 
 Explain = Callable[["Session"], Awaitable[Stall]]  # finds out why it stands still: the adapter's
-
-
-class Observer(Protocol):
-    """Somebody who watches sessions without ever holding them up: the decipher."""
-
-    def opened(self, session_id: str, mapper: EUMapper) -> None: ...
-
-    def ingest_read(self, events: Sequence[TokenEvent]) -> None: ...
-
-    def interrupted(self, session_id: str) -> None: ...
-
-    def ended(self, session_id: str) -> None: ...
 
 
 class Session:
@@ -68,11 +56,12 @@ class Session:
         limits: StreamConfig,
         tier: Tier,
         clock: Clock,
-        observer: Observer | None = None,
+        observer: Decipher | None = None,
         explain: Explain | None = None,
         private: bool = False,
     ) -> None:
-        self.request = request
+        self._asked = request
+        self.hold = Hold(request, statistics)
         self.statistics = statistics
         self.channel: Channel[TokenEvent] = Channel(limits.buffer_tokens, limits.buffer_bytes)
         self._mapper = mapper
@@ -91,7 +80,7 @@ class Session:
         self._transcript = Transcript()
         self._private = private
         self._draft = backing.draft(private=private)
-        self.recovery = Recovery(statistics.session_id, request, backing, limits, clock)
+        self.recovery = Recovery(self.hold, backing, limits, clock)
         self._generation = Generation(
             statistics,
             mapper,
@@ -105,6 +94,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.statistics.session_id} {self.statistics.finish or 'running'}>"
+
+    @property
+    def request(self) -> Request:
+        """As it is sent: to another model than the one asked for, where that one could not be had."""
+        return self.hold.request
 
     @property
     def ended(self) -> bool:
@@ -156,8 +150,8 @@ class Session:
             if self._observer is not None:
                 self._observer.opened(self.statistics.session_id, self._mapper)
             await self._stream()
-            if self._draft.events:
-                self._backing.remember(self.request, self._draft.events, self.statistics)
+            if self._draft.events and not self.hold.substituted:
+                self._backing.remember(self._asked, self._draft.events, self.statistics)
         except AdapterError as failure:
             error = None if self._answer_from_memory(failure) else failure
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed under it
@@ -204,6 +198,9 @@ class Session:
                     return
 
     async def _run_attempt(self, way_on: WayOn | None) -> None:
+        await self._backing.load(self.hold)
+        if self.hold.substituted and self._generation.source is Source.LIVE:
+            self._generation.source = Source.SUBSTITUTED
         request = way_on.request if way_on is not None else self.request
         limits = self._limits
         first_s = min(limits.first_token_s, way_on.limit_s) if way_on else limits.first_token_s
@@ -216,7 +213,7 @@ class Session:
         )
         try:
             complete = await attempt.run(
-                lambda sink: self._backing.open(request, self.statistics, sink),
+                lambda sink: self._backing.open(self.hold, request, sink),
                 full=lambda: self.channel.full,
                 first_s=first_s,
                 next_s=limits.next_token_s,
@@ -266,7 +263,7 @@ class Session:
     def _answer_from_memory(self, failure: AdapterError) -> bool:
         """Where no daemon can be had: the answer that an equal request got, if there is one."""
         unbegun = not self.statistics.tokens and isinstance(failure, (DaemonError, ConnectFailed))
-        if self._private or not unbegun or (found := self._backing.recall(self.request)) is None:
+        if self._private or not unbegun or (found := self._backing.recall(self._asked)) is None:
             return False
         for event in retell(found, self.statistics, self._clock):
             self.channel.put(event, len(event.token))
@@ -282,6 +279,7 @@ class Session:
             self._attempt.resume()
 
     def _finish(self, error: AdapterError | None) -> None:
+        self.hold.release()
         self._draft.drop()
         statistics = self.statistics
         self._generation.close(self._clock.now_ns())

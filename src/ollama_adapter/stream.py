@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 from ollama_adapter.core.aborts import phase_of
 from ollama_adapter.errors import GenerationError, Interruption, InvalidRequest, SessionNotFound
-from ollama_adapter.events import Phase, Statistics, TokenEvent
+from ollama_adapter.events import LoadProgress, Phase, Statistics, TokenEvent
 from ollama_adapter.session import Session
 from ollama_adapter.system.scope import TaskScope
 
@@ -157,6 +157,11 @@ class TokenStream(AsyncIterator[TokenEvent]):
     def statistics(self) -> Statistics:
         """The session's account; complete once its `finish` is set."""
         return self._session.statistics
+
+    @property
+    def progress(self) -> LoadProgress | None:
+        """How far its model is on the way into memory; None before that is known."""
+        return self._session.hold.progress
 
     @property
     def interruption(self) -> Interruption | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ollama_adapter.backing import Backing
+from ollama_adapter.backing import Backing, Hold
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import StreamConfig, Tier
 from ollama_adapter.core.energy import EUMapper, profile_for
@@ -125,7 +125,10 @@ class Replayed(Backing):
     def remember(self, *_: object) -> None:
         """Nothing is asked twice."""
 
-    async def open(self, request: Request, statistics: Statistics, sink: Sink) -> Exchange:
+    async def load(self, hold: Hold) -> None:
+        """It is there."""
+
+    async def open(self, hold: Hold, request: Request, sink: Sink) -> Exchange:
         exchange = await self._wire.client.generate(request, sink)
         self._wire.feed(exchange, self._pieces, self._end)
         return exchange

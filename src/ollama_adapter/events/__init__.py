@@ -182,7 +182,10 @@ class Statistics:
 
     `tps` is (n - 1) / (t_n - t_1) over delivered tokens; `eval_count` and the durations are the daemon's
     own figures, after a seam those of its last part. `tokens` and `eval_count` differ: a character of
-    several tokens is one event. `cached_age_s` is the age of an answer that comes from memory.
+    several tokens is one event. `cached_age_s` is the age of an answer that comes from memory. `queued_ms`
+    is the wait for memory or a place to run, of ours; `substitution` says that another model answered, and
+    `notes` what was changed of the request so that no model had to be loaded anew. `vram_share` in [0, 1]
+    is how much of the model is on GPUs; None where the daemon has not said.
     """
 
     session_id: str
@@ -206,6 +209,10 @@ class Statistics:
     guarantees: tuple[Guarantee, ...] = ()
     seams: tuple[Seam, ...] = ()
     cached_age_s: float | None = None
+    queued_ms: float = 0.0
+    substitution: Substitution | None = None
+    notes: tuple[str, ...] = ()
+    vram_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

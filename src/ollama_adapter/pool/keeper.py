@@ -8,9 +8,8 @@ load that others wait for; one that nobody waits for any more is given up. What 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -63,8 +62,8 @@ class ModelPool:
         self._resident: dict[str, Residency] = {}
         self._known: dict[str, dict[str, Any]] = {}
         self._flights: dict[tuple[str, ...], _Flight] = {}
-        self._users: Counter[str] = Counter()
         self._busy: Counter[str] = Counter()
+        self._leases: set[Lease] = set()
         self._digests: dict[str, str] = {}  # outlive the daemon: by them memory is searched
 
     def __repr__(self) -> str:
@@ -81,19 +80,9 @@ class ModelPool:
         """Somebody waits for it, with whatever options."""
         return any(flight[0] == local_name(model).key for flight in self._flights)
 
-    @contextlib.contextmanager
-    def using(self, model: str) -> Iterator[None]:
-        """Work on the model that is no session's."""
-        key = local_name(model).key
-        self._users[key] += 1
-        try:
-            yield
-        finally:
-            self._users[key] -= 1
-
     def at_work(self) -> Counter[str]:
-        """How many loads and other work, besides sessions, are under way, by the keys of the models."""
-        return self._users + Counter(flight[0] for flight in self._flights)
+        """How many hold or await each model, by the keys of the models; loads count as well."""
+        return self._busy + Counter(flight[0] for flight in self._flights)
 
     def known(self, model: str) -> Mapping[str, Any]:
         """What /api/show has said of the model; nothing where it was not asked."""
@@ -106,6 +95,8 @@ class ModelPool:
 
     def forget(self) -> None:
         """The daemon is another one, or has ended: nothing is resident."""
+        for lease in self._leases:
+            lease.lapsed = True
         self._resident.clear()
         self._known.clear()
 
@@ -151,11 +142,16 @@ class ModelPool:
         return result
 
     async def acquire(
-        self, request: Request, *, on_progress: Callable[[LoadProgress], None] | None = None
+        self,
+        request: Request,
+        *,
+        substitute: bool | None = None,
+        on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> Lease:
         """The request's model in memory, and busy until the lease is released.
 
-        `on_progress` is told how far it is, from the queue to ready. Raises ServerBusy, BudgetExceeded,
+        `substitute`: whether another model may serve (None: as pool.substitute says). `on_progress` is
+        told how far it is, from the queue to ready. Raises ServerBusy, BudgetExceeded,
         and what ensure_loaded does. Cancelling is safe: nothing is held then.
         """
         key = local_name(request.model).key
@@ -168,9 +164,14 @@ class ModelPool:
             self._busy[key] -= 1
             raise
         self._tell(on_progress, LoadProgress(request.model, LoadPhase.READY))
-        return Lease(request, lambda: self._give_back(key, request), warm=warm)
+        lease = Lease(request, self._give_back, warm=warm)
+        self._leases.add(lease)
+        return lease
 
-    def _give_back(self, key: str, request: Request) -> None:
+    def _give_back(self, lease: Lease) -> None:
+        request = lease.request
+        key = local_name(request.model).key
+        self._leases.discard(lease)
         self._busy[key] -= 1
         if key in self._resident:
             self.used(request.model, request.reloading, request.keep_alive)

@@ -15,21 +15,35 @@ class Lease:
 
     `request` is what is to be sent: with the model that serves, and the reloading options that it has.
     `notes` say in words what was changed on the way. `warm`: it was in memory when the request came.
+    `vram_share` in [0, 1] is how much of it is on GPUs; None where that is not known. `lapsed`: its daemon
+    has ended, and the model with it.
     """
 
-    __slots__ = ("_give_back", "notes", "queued_ms", "request", "substitution", "warm")
+    __slots__ = (
+        "_give_back",
+        "lapsed",
+        "notes",
+        "queued_ms",
+        "request",
+        "substitution",
+        "vram_share",
+        "warm",
+    )
 
     def __init__(
         self,
         request: Request,
-        give_back: Callable[[], None],
+        give_back: Callable[[Lease], None],
         *,
         warm: bool,
         queued_ms: float = 0.0,
         notes: tuple[str, ...] = (),
         substitution: Substitution | None = None,
+        vram_share: float | None = None,
     ) -> None:
-        self._give_back: Callable[[], None] | None = give_back
+        self._give_back: Callable[[Lease], None] | None = give_back
+        self.lapsed = False
+        self.vram_share = vram_share
         self.request = request
         self.warm = warm
         self.queued_ms = queued_ms
@@ -44,11 +58,16 @@ class Lease:
         """The one that serves."""
         return self.request.model
 
+    @property
+    def valid(self) -> bool:
+        """The model is still held in memory."""
+        return self._give_back is not None and not self.lapsed
+
     def release(self) -> None:
         """The model is not needed any more: its keep-alive begins. Idempotent, and never waits."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
-            give_back()
+            give_back(self)
 
     def __enter__(self) -> Self:
         return self
