@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from ollama_adapter.system.jail import levels
+from ollama_adapter.testing import BackgroundOllama
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -47,3 +48,13 @@ def test_people_are_told_in_words() -> None:
 def test_a_sandbox_that_was_switched_off_is_said_so_and_proves_nothing() -> None:
     found = json.loads(doctor("--json", OLLAMA_ADAPTER_DAEMON_SANDBOX="none").stdout)
     assert (found["level"], found["proofs"]) == ("none", [])
+
+
+def test_where_a_daemon_may_only_be_adopted_one_must_run() -> None:
+    with BackgroundOllama() as daemon:
+        only = {"OLLAMA_ADAPTER_DAEMON_MODE": "adopt", "OLLAMA_HOST": f"127.0.0.1:{daemon.port}"}
+        found = doctor("--json", **only)
+        assert (found.returncode, json.loads(found.stdout)["obstacle"]) == (0, "")
+    found = doctor("--json", **only)
+    assert found.returncode == 1
+    assert "none runs on" in json.loads(found.stdout)["obstacle"]

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from ollama_adapter.cli.draw import BAD, GOOD, LABEL
 from ollama_adapter.cli.output import console, harmless, print_json
-from ollama_adapter.config import Config
+from ollama_adapter.cli.status import REMEDIES, look
+from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.errors import NotSandboxed
 from ollama_adapter.system import settings
 from ollama_adapter.system.jail import levels
@@ -38,8 +39,7 @@ class Findings:
 
     @property
     def healthy(self) -> bool:
-        installed = bool(self.ollama) or self.embedded
-        able = installed and bool(self.level) and not self.obstacle
+        able = bool(self.level) and not self.obstacle
         return able and all(each.refused for each in self.proofs)
 
 
@@ -76,8 +76,22 @@ async def _examine(config: Config) -> Findings:
         level="" if refused else level.value,
         reasons=(refused,) if refused else reasons,
         proofs=tuple(proofs),
-        obstacle="" if refused else str(obstacle(config.daemon) or ""),
+        obstacle="" if refused else await _obstacle(config),
     )
+
+
+async def _obstacle(config: Config) -> str:
+    """Why no daemon can be had; "" where nothing is known to stand against it."""
+    mode = config.daemon.mode
+    if mode is DaemonMode.ADOPT:
+        health, problem = await look(config, start=False)
+        nothing = f"none runs on {health.address}, and daemon.mode is adopt: none is started"
+        return "" if health.ready else problem or nothing
+    ollama = bool(settings.find_ollama(config.daemon)) and mode is not DaemonMode.EMBEDDED
+    embedded = settings.has_embedded_engine() and mode is not DaemonMode.OLLAMA
+    if not (ollama or embedded):
+        return f"nothing to start is installed: {REMEDIES[mode]}"
+    return str(obstacle(config.daemon) or "")
 
 
 def _show(findings: Findings) -> None:

@@ -23,7 +23,7 @@ from ollama_adapter.system import settings
 from ollama_adapter.system.obstacles import obstacle
 
 _EMBEDDED: Final = "pip install 'ollama-adapter[embedded]'"
-_REMEDIES: Final = {
+REMEDIES: Final = {
     DaemonMode.AUTO: f"install Ollama, or {_EMBEDDED}",
     DaemonMode.ADOPT: "start Ollama, or install it (daemon.mode is adopt, and starts none)",
     DaemonMode.OLLAMA: "install Ollama (daemon.mode is ollama)",
@@ -36,7 +36,7 @@ def status(*, start: bool, as_json: bool) -> Coroutine[Any, Any, None]:
 
 
 async def _status(config: Config, start: bool, as_json: bool) -> None:
-    health, problem = await _look(config, start)
+    health, problem = await look(config, start=start)
     plan = _plan(config, adopted=health.origin == "adopted")
     against = None if health.ready or not plan else obstacle(config.daemon)
     if against is not None:
@@ -55,7 +55,7 @@ async def _status(config: Config, start: bool, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-async def _look(config: Config, start: bool) -> tuple[Health, str]:
+async def look(config: Config, *, start: bool) -> tuple[Health, str]:
     """What runs, without starting anything unless told to; and why it cannot be used."""
     address = f"{config.daemon.host}:{config.daemon.port}"
     none = Health(ready=False, state="stopped", address=address)
@@ -95,7 +95,7 @@ def _next(plan: str, against: AdapterError | None, mode: DaemonMode) -> str:
         return f"would {plan}"
     if against is not None:
         return f"would fail: {in_the_commands_words(against.hint)}"
-    return f"has no daemon: {_REMEDIES[mode]}"
+    return f"has no daemon: {REMEDIES[mode]}"
 
 
 def _show(health: Health, problem: str, next_command: str, places: dict[str, str]) -> None:
