@@ -21,11 +21,11 @@ def typed(slice_: Any) -> None:
         object.__setattr__(slice_, name, convert(target, getattr(slice_, name), name))
 
 
-def positive(slice_: object, *names: str) -> None:
+def positive(slice_: object, *names: str, hint: str = "") -> None:
     for name in names:
         value = getattr(slice_, name)
         if not value > 0:
-            raise ConfigError(f"{name} is {value}, and must be above 0")
+            raise ConfigError(f"{name} is {value}, and must be above 0", hint=hint)
 
 
 def not_negative(slice_: object, *names: str) -> None:

@@ -82,5 +82,8 @@ class PoolConfig:
             "resident_models",
         )
         given = [each for each in optional if getattr(self, each) is not None]
-        positive(self, "queue_length", "queue_s", "load_s", *given)
+        positive(self, "queue_length", "queue_s", "load_s")
+        positive(
+            self, *given, hint="left out, it is what the machine's tier says: `ollama-adapter tier`"
+        )
         not_negative(self, "cooldown_s", "watch_s")
