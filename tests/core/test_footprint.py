@@ -50,7 +50,12 @@ def test_what_the_daemon_says() -> None:
         "name": "m:latest",
         "size": 4_920_734_272,
         "digest": "sha256:abc",
-        "details": {"family": "llama", "quantization_level": "Q4_K_M", "parameter_size": "8.0B"},
+        "details": {
+            "family": "llama",
+            "families": ["llama", None, "clip"],
+            "quantization_level": "Q4_K_M",
+            "parameter_size": "8.0B",
+        },
         "capabilities": ["completion", 7],
     }
     own = {f"llama.{name}": value for name, value in LLAMA_8B.items()}
@@ -60,6 +65,7 @@ def test_what_the_daemon_says() -> None:
         digest="abc",
         weights_bytes=4_920_734_272,
         family="llama",
+        families=("llama", "clip"),
         parameters=8_030_261_248,
         quantization="Q4_K_M",
         capabilities=("completion",),
@@ -79,6 +85,12 @@ def test_what_only_the_listing_says() -> None:
     facts = facts_of({"model": "m", "details": details})
     assert (facts.name, facts.parameters, facts.context) == ("m", 159_000, 2048)
     assert (facts.embedding, facts.layers, facts.kv_heads) == (64, 0, ())
+
+
+def test_a_model_of_another_machine() -> None:
+    assert facts_of({"remote_host": "https://somewhere"}).remote
+    assert facts_of({}, {"remote_model": "big"}).remote
+    assert not facts_of({"remote_host": ""}, {}).remote
 
 
 def test_the_whole_vocabulary_may_be_there() -> None:

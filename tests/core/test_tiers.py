@@ -138,8 +138,9 @@ def test_of_unknown_memory_what_is_configured_holds() -> None:
 @pytest.mark.parametrize("name", ["ram_bytes", "vram_bytes", "model_bytes", "resident_models"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_budget_of_nothing(name: str, value: int) -> None:
+    nothing: dict[str, Any] = {name: value}
     with pytest.raises(ConfigError, match=f"{name} is {value}, and must be above 0") as caught:
-        PoolConfig(**{name: value})
+        PoolConfig(**nothing)
     assert "tier" in caught.value.hint
 
 

@@ -44,7 +44,7 @@ _GLOBAL: Final = {"gemma2": 2, "gemma3": 6, "gptoss": 2, "gpt-oss": 2, "cohere2"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A model on disk: 0 and "" stand for what is unknown.
+    """A model on disk: 0 and "" stand for what is unknown; `remote`: it runs on another machine.
 
     `kv_heads` has one number per layer; 0 is a layer without a cache of keys and values. Lengths count
     numbers, not bytes. `state` is what each layer without attention keeps, in numbers.
@@ -54,6 +54,8 @@ class Facts:
     digest: str = ""
     weights_bytes: int = 0
     family: str = ""
+    families: tuple[str, ...] = ()
+    remote: bool = False
     parameters: int = 0
     quantization: str = ""
     capabilities: tuple[str, ...] = ()
@@ -113,6 +115,10 @@ def facts_of(tag: Mapping[str, Any], shown: Mapping[str, Any] | None = None) -> 
         digest=_text(tag.get("digest")).removeprefix("sha256:"),
         weights_bytes=_number(tag.get("size"), 1 << 46),
         family=family,
+        families=_texts(details.get("families")),
+        remote=any(
+            each.get(key) for each in (tag, said) for key in ("remote_model", "remote_host")
+        ),
         parameters=_number(info.get("general.parameter_count"), 1 << 46)
         or _count(_text(details.get("parameter_size"))),
         quantization=_text(details.get("quantization_level")),
