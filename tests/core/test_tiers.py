@@ -86,6 +86,12 @@ def test_a_machine(hardware: Hardware, tier: Tier, budget: tuple[float, float]) 
             "may be used",
         ),
         (
+            machine(24, gpus=("A",)),
+            {},
+            "mid: an unknown amount on A, and 24.0 GiB of RAM; 12.0 GiB there and 16.0 GiB here may be "
+            "used",
+        ),
+        (
             machine(32, 32, unified=True),
             {},
             "mid: 32.0 GiB of RAM, in which the GPU works, too; 16.0 GiB may be used",

@@ -108,12 +108,13 @@ def gib(size: int) -> str:
 
 
 def _has_gpu(hardware: Hardware) -> bool:
-    return hardware.vram_bytes > 0 and not hardware.unified
+    """One with memory of its own, known or not."""
+    return bool(hardware.vram_bytes or hardware.gpus) and not hardware.unified
 
 
 def _detect(hardware: Hardware) -> Tier:
     there, of = hardware.ram_bytes, "ram"
-    if _has_gpu(hardware):
+    if _has_gpu(hardware) and hardware.vram_bytes:
         there, of = hardware.vram_bytes, "vram"
     enough = [tier for tier, limits in TIERS.items() if there * SHARE >= getattr(limits.budget, of)]
     return enough[-1] if enough else Tier.LOW
@@ -131,8 +132,9 @@ def _in_words(hardware: Hardware, budget: Footprint) -> str:
     if not _has_gpu(hardware):
         return f"{ram} and no GPU; {gib(budget.ram)} may be used"
     gpus = " and ".join(hardware.gpus) or "a GPU"
+    vram = gib(hardware.vram_bytes) if hardware.vram_bytes else "an unknown amount"
     return (
-        f"{gib(hardware.vram_bytes)} on {gpus}, and {ram}; "
+        f"{vram} on {gpus}, and {ram}; "
         f"{gib(budget.vram)} there and {gib(budget.ram)} here may be used"
     )
 

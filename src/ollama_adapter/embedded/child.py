@@ -162,13 +162,9 @@ def choose_threads(model_bytes: int, wanted: int = 0) -> int:
 
 def _cores() -> int:
     """Physical cores that we may use."""
-    import psutil
+    import psutil  # here and not above: the daemon is to answer soon
 
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    limits = [usable, psutil.cpu_count(logical=False) or usable]
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        limits.append(max(1, int(quota) // int(period)))
-    return min(limits)
+    from ollama_adapter.system import hardware
+
+    usable = hardware.cores()
+    return min(usable, psutil.cpu_count(logical=False) or usable)
