@@ -543,3 +543,23 @@ def test_what_decides_how_a_model_is_loaded_goes_where_it_belongs() -> None:
     assert (body["options"], body["shift"]) == ({"num_ctx": 64}, False)
     body = json.loads(load_request("m", "5m", {}).body)
     assert body["options"] == {} and "shift" not in body
+
+
+def test_a_request_tells_what_its_model_must_be_able_to_do() -> None:
+    def asked(**keywords: Any) -> tuple[str, ...]:
+        return generate_request("m", "hello", keywords, "5m").needs
+
+    assert asked() == asked(think=False) == asked(images=[]) == ("completion",)
+    assert asked(images=[b"\x89PNG"]) == ("completion", "vision")
+    assert asked(think="high", suffix="end") == ("completion", "thinking", "insert")
+    assert asked(context=[1, 2]) == asked(prompt_tokens=[3]) == ("completion", "tokens")
+    shown: list[dict[str, Any]] = [{"role": "user", "content": "", "images": [b"\x89PNG"]}]
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    assert chat_request("m", USER, {}, "5m").needs == ("completion",)
+    assert chat_request("m", shown, {"tools": tools}, "5m").needs == (
+        "completion",
+        "tools",
+        "vision",
+    )
+    assert embed_request("m", "hello", {}, "5m").needs == ("embedding",)
+    assert load_request("m", "5m", {}, embedding=True).needs == ("embedding",)

@@ -47,6 +47,8 @@ class Request:
     """Only the rendered prompt is asked for."""
     texts: int = 0
     """How many vectors are asked for."""
+    needs: tuple[str, ...] = ()
+    """What the model must be able to do, in the daemon's words; `tokens`: to know the tokens it is given."""
 
     def ungranted(self, missing: Sequence[str]) -> tuple[str, ...]:
         """What is asked for, of what the daemon is too old to know."""
@@ -138,7 +140,24 @@ def _request(
         logprobs=body.get("logprobs", False),
         renders=body.get("_debug_render_only", False),
         texts=_count(body.get("input")),
+        needs=_needs(body),
     )
+
+
+def _needs(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """The capabilities that a request makes use of."""
+    if "input" in body:
+        return ("embedding",)
+    images = body.get("images") or any(each.get("images") for each in body.get("messages", ()))
+    asked = {
+        "completion": True,
+        "tools": body.get("tools"),
+        "vision": images,
+        "thinking": body.get("think"),
+        "insert": body.get("suffix"),
+        "tokens": body.get("prompt_tokens") or body.get("context"),
+    }
+    return tuple(name for name, wanted in asked.items() if wanted)
 
 
 def _count(texts: object) -> int:
