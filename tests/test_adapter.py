@@ -101,6 +101,16 @@ async def test_statistics_tell_how_it_ended() -> None:
     assert [each.name for each in statistics.guarantees] == ["ttft cold", "throughput", "handling"]
 
 
+async def test_health_tells_how_the_promises_have_been_kept() -> None:
+    async with served(saying("a", "b")) as (adapter, _):
+        assert {each.latest for each in (await adapter.health()).guarantees} == {None}
+        await adapter.generate("m", "p")
+        await adapter.generate("m", "p")
+        kept = (await adapter.health()).guarantees
+    counts = {each.name: each.met + each.missed for each in kept}
+    assert counts == {"ttft warm": 1, "ttft cold": 1, "throughput": 0, "handling": 2}
+
+
 async def test_nothing_is_sent_before_the_first_step() -> None:
     async with served(saying("a")) as (adapter, daemon):
         tokens = adapter.generate_stream("m", "p")

@@ -7,6 +7,7 @@ Orchestrator it is opened and closed there. A session is known, and can be stopp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import Config
 from ollama_adapter.core.diagnosis import Evidence, Stall, diagnose
 from ollama_adapter.core.energy import EUMapper, profile_for
+from ollama_adapter.core.guarantees import Tally
 from ollama_adapter.core.lifecycle import DaemonState
 from ollama_adapter.core.requests import Request, chat_request, embed_request, generate_request
 from ollama_adapter.core.vocabulary import wire_keep_alive
@@ -65,6 +67,7 @@ class OllamaAdapter:
         self._aborter = Aborter(
             self.config.stream, self._sessions, self.daemon, self.client, self.pool, self._clock
         )
+        self.tally = Tally(self.config.energy.tier)
         self._closed = False
         self.daemon.last_token_ns = self._sessions.last_token_ns
         if decipher is not None:
@@ -157,8 +160,8 @@ class OllamaAdapter:
         return await self._explain(self._sessions.find(session_id))
 
     async def health(self) -> Health:
-        """What is known of the daemon, asked anew."""
-        return await self.daemon.health()
+        """What is known of the daemon, asked anew; and how the promises have been kept so far."""
+        return replace(await self.daemon.health(), guarantees=self.tally.standings)
 
     async def aclose(self) -> None:
         """Abort every session, stop what was spawned. Idempotent."""
@@ -194,7 +197,7 @@ class OllamaAdapter:
             EUMapper(self._profile),
             self._backing,
             self.config.stream,
-            self.config.energy.tier,
+            self.tally,
             self._clock,
             self._decipher,
             self._explain,

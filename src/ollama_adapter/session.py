@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ollama_adapter.attempt import Attempt
 from ollama_adapter.backing import Backing, Hold
-from ollama_adapter.config import StreamConfig, Tier
+from ollama_adapter.config import StreamConfig
 from ollama_adapter.core.diagnosis import Stall
 from ollama_adapter.core.energy import EUMapper
 from ollama_adapter.core.generation import Generation
-from ollama_adapter.core.guarantees import judge
+from ollama_adapter.core.guarantees import Tally
 from ollama_adapter.core.interruptions import ended_early, too_late
 from ollama_adapter.core.patience import Patience
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, context_length
@@ -54,7 +54,7 @@ class Session:
         mapper: EUMapper,
         backing: Backing,
         limits: StreamConfig,
-        tier: Tier,
+        tally: Tally,
         clock: Clock,
         observer: Decipher | None = None,
         explain: Explain | None = None,
@@ -67,7 +67,7 @@ class Session:
         self._mapper = mapper
         self._backing = backing
         self._limits = limits
-        self._tier = tier
+        self._tally = tally
         self._clock = clock
         self._observer = observer
         self._explain = explain
@@ -292,7 +292,7 @@ class Session:
             statistics.finish = Finish.FAILED
         elif statistics.finish is None:  # cancelled: the scope is closing
             statistics.finish = Finish.ABORTED
-        statistics.guarantees = judge(statistics, self._tier, self._handling_ns)
+        statistics.guarantees = self._tally.judge(statistics, self._handling_ns)
         if self._observer is not None:
             self._observer.ended(statistics.session_id)
         self.channel.end(error)

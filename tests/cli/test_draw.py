@@ -17,8 +17,10 @@ from ollama_adapter.events import (
     Finish,
     Guarantee,
     Seam,
+    Standing,
     State,
     Statistics,
+    Substitution,
     TokenEvent,
     Way,
 )
@@ -147,6 +149,29 @@ def test_the_account_tells_the_age_of_an_answer_from_memory() -> None:
     statistics = Statistics("s", "m", "m", Finish.STOP, 20, cached_age_s=12.4)
     assert "cached from memory, 12 s old: no daemon can be had" in shown(statistics)
     assert "cached" not in shown(Statistics("s", "m", "m", Finish.STOP, 20))
+
+
+def test_the_account_tells_who_answered_instead_and_what_was_changed() -> None:
+    statistics = Statistics(
+        "s", "big", "small", Finish.STOP, 20, queued_ms=1_500.0, notes=("num_ctx stays 4096",)
+    )
+    statistics.substitution = Substitution("big", "small", "it does not fit")
+    text = shown(statistics)
+    assert "instead small for big: it does not fit" in text
+    assert "changed num_ctx stays 4096" in text and "queued for 1.50 s" in text
+    plain = shown(Statistics("s", "m", "m", Finish.STOP, 20, queued_ms=3.0))
+    assert not any(word in plain for word in ("instead", "changed", "queued"))
+
+
+def test_how_a_promise_has_been_kept() -> None:
+    nothing = Standing("throughput", 15.0, "tokens/s")
+    assert draw.standing(nothing) == "15 tokens/s, not measured yet"
+    late = Guarantee("ttft warm", False, 2_500.0, 2_000.0, "ms", "cold: it had to be loaded")
+    told = draw.standing(Standing("ttft warm", 2_000.0, "ms", 3, 1, late))
+    assert told == "2.00 s: met 3, missed 1, latest 2.50 s, cold: it had to be loaded"
+    soon = Guarantee("ttft warm", True, 20.0, 2_000.0, "ms")
+    told = draw.standing(Standing("ttft warm", 2_000.0, "ms", 1, 0, soon))
+    assert told == "2.00 s: met 1, missed 0, latest 20 ms"
 
 
 def test_the_account_says_that_the_demonstration_model_knows_nothing() -> None:

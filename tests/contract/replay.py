@@ -18,6 +18,7 @@ from ollama_adapter.backing import Backing, Hold
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import StreamConfig, Tier
 from ollama_adapter.core.energy import EUMapper, profile_for
+from ollama_adapter.core.guarantees import Tally
 from ollama_adapter.core.requests import Request
 from ollama_adapter.errors import AdapterError
 from ollama_adapter.events import Channel, Statistics, TokenEvent
@@ -145,7 +146,7 @@ async def replay_generation(recording: Recording, pieces: list[bytes]) -> Outcom
         EUMapper(profile_for("fnd-002/2", Tier.MID)),
         Replayed(wire, pieces, recording.end),
         StreamConfig(resume_tries=0),
-        Tier.MID,
+        Tally(Tier.MID),
         SystemClock(),
     )
     outcome = Outcome("")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_adapter.config import Tier
-from ollama_adapter.core.guarantees import HANDLING_MS, judge
-from ollama_adapter.events import Guarantee, Seam, Statistics, Way
+from ollama_adapter.core.guarantees import HANDLING_MS, Tally, judge
+from ollama_adapter.events import Guarantee, Seam, Standing, Statistics, Way
 
 MS = 1_000_000
 FRAME_NS = 16_666_666
@@ -50,24 +50,34 @@ def test_the_first_token(
 
 
 @pytest.mark.parametrize(
-    ("load_ms", "prompt_ms", "cause"),
+    ("fields", "cause"),
     [
-        (15_000, 2_000, "cold"),
-        (1_000, 15_000, "prompt length"),
-        (1_000, 1_000, "queued"),
-        (0, 0, "queued"),
-        (30_000, 0, "cold"),
+        ({"load_duration_ns": 15_000 * MS, "prompt_eval_duration_ns": 2_000 * MS}, "cold"),
+        ({"load_duration_ns": 30_000 * MS}, "cold"),
+        ({"warm": False, "prompt_eval_duration_ns": 2_000 * MS}, "cold"),
+        ({"prompt_eval_duration_ns": 15_000 * MS}, "prompt length"),
+        ({"prompt_eval_duration_ns": 15_000 * MS, "prompt_eval_count": 9_000}, "prompt length"),
+        ({"prompt_eval_duration_ns": 15_000 * MS, "prompt_eval_count": 100}, "slow model: it eval"),
+        ({"load_duration_ns": MS, "prompt_eval_duration_ns": MS}, "queued: the daemon"),
+        ({}, "queued: the daemon"),
+        ({"queued_ms": 15_000.0}, "queued: others"),
+        ({"queued_ms": 6_000.0, "warm": False}, "cold"),
+        ({"tps": 1 / 15}, "slow model: its first token"),
     ],
 )
 def test_a_late_first_token_is_put_down_to_what_took_longest(
-    load_ms: int, prompt_ms: int, cause: str
+    fields: dict[str, object], cause: str
 ) -> None:
-    statistics = session(
-        ttft_ms=20_000.0,
-        load_duration_ns=load_ms * MS,
-        prompt_eval_duration_ns=prompt_ms * MS,
-    )
-    assert by_name(statistics)["ttft cold"].cause.startswith(cause)
+    verdicts = by_name(session(ttft_ms=20_000.0, **fields))
+    assert verdicts["ttft cold"].cause.startswith(cause)
+
+
+def test_a_slow_evaluation_says_how_slow() -> None:
+    slow = session(ttft_ms=9e4, prompt_eval_duration_ns=80_000 * MS, prompt_eval_count=400)
+    (verdict, *_) = judge(slow, Tier.MID, 0)
+    assert verdict.cause == "slow model: it evaluates 5 tokens/s of a prompt"
+    (verdict, *_) = judge(slow, Tier.MID, 0, fallback="CPU fallback: 10% of it")
+    assert verdict.cause == "CPU fallback: 10% of it: 5 tokens/s of a prompt"
 
 
 @pytest.mark.parametrize(("tier", "floor"), [(Tier.LOW, 5.0), (Tier.MID, 15.0), (Tier.HIGH, 30.0)])
@@ -107,3 +117,61 @@ def test_a_verdict_has_a_cause_exactly_when_it_is_a_miss(
     for verdict in judge(statistics, Tier.MID, handling_ns):
         assert bool(verdict.cause) is (verdict.met is False)
         assert (verdict.met is None) is (verdict.measured is None)
+
+
+# The tally
+
+
+def throughput_cause(tally: Tally, model: str, share: float | None, **fields: object) -> str:
+    statistics = session(served_by=model, vram_share=share, tokens=9, tps=0.5, **fields)
+    return {each.name: each.cause for each in tally.judge(statistics, 0)}["throughput"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "share", "cause"),
+    [
+        (True, 0.0, "CPU fallback: 0% of the model is on the GPU"),
+        (True, 0.4, "CPU fallback: 40% of the model is on the GPU"),
+        (False, 0.4, "CPU fallback: 40% of the model is on the GPU"),  # so there is one
+        (False, 0.0, "slow model for the tier low"),
+        (True, 1.0, "slow model for the tier low"),
+        (True, None, "slow model for the tier low"),
+    ],
+)
+def test_a_model_beside_the_gpu(gpu: bool, share: float | None, cause: str) -> None:
+    assert throughput_cause(Tally(Tier.LOW, gpu=gpu), "m", share) == cause
+
+
+def test_a_model_that_has_left_the_gpu() -> None:
+    tally = Tally(Tier.LOW)
+    assert throughput_cause(tally, "m", 1.0).startswith("slow model")
+    fallen = "CPU fallback: 0% of the model is on the GPU, it was 100% before"
+    assert throughput_cause(tally, "m", 0.0) == fallen
+    assert throughput_cause(tally, "m", 0.0) == fallen
+    assert throughput_cause(tally, "other", 0.0).startswith("slow model")
+    seams = (Seam(3, Way.TEXT, "it was cut", 900.0),)
+    assert "interrupted" in throughput_cause(tally, "m", 0.0, seams=seams)
+
+
+def test_verdicts_are_counted_and_the_latest_is_kept() -> None:
+    tally = Tally(Tier.MID)
+    untouched = tally.standings
+    assert [(each.name, each.limit, each.unit) for each in untouched] == [
+        ("ttft warm", 2_000.0, "ms"),
+        ("ttft cold", 10_000.0, "ms"),
+        ("throughput", 15.0, "tokens/s"),
+        ("handling", HANDLING_MS, "ms"),
+    ]
+    assert all((each.met, each.missed, each.latest) == (0, 0, None) for each in untouched)
+    tally.judge(session(warm=True, ttft_ms=100.0, tokens=5, tps=20.0), 0)
+    *_, last = (
+        tally.judge(session(warm=True, ttft_ms=each, tokens=5, tps=2.0), 0) for each in (90.0, 3e3)
+    )
+    tally.judge(session(), 0)  # nothing was measured
+    standings = {each.name: each for each in tally.standings}
+    assert standings["ttft warm"] == Standing("ttft warm", 2_000.0, "ms", 2, 1, last[0])
+    assert standings["throughput"] == Standing("throughput", 15.0, "tokens/s", 1, 2, last[1])
+    assert (standings["ttft cold"].met, standings["handling"].met) == (0, 3)
+    tally.tier = Tier.HIGH
+    assert {each.name: each.limit for each in tally.standings}["throughput"] == 30.0
+    assert repr(tally) == "<Tally 3 missed>"

@@ -22,8 +22,10 @@ from ollama_adapter.events import (
     Finish,
     Guarantee,
     Seam,
+    Standing,
     State,
     Statistics,
+    Substitution,
     TokenEvent,
     Way,
 )
@@ -49,6 +51,7 @@ STATES: Final = {
     State.DRAINED: "#8a8a8a",
 }
 TRACK: Final = "#585858"
+QUEUED_MS: Final = 100.0  # a wait worth a word
 EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 STATE_WIDTH: Final = max(len(state) for state in State)
 BAR_MIN: Final = 8
@@ -150,6 +153,10 @@ def summary(statistics: Statistics, width: int) -> Table:
     if width < 40:
         table.columns[0].overflow, table.columns[0].max_width = "crop", 0
     table.add_row("answer", _outcome(statistics))
+    if statistics.substitution is not None:
+        table.add_row("instead", stood_in(statistics.substitution))
+    if statistics.notes:
+        table.add_row("changed", "\n".join(statistics.notes))
     if remembered(statistics):
         table.add_row("cached", remembered(statistics))
     if statistics.seams:
@@ -172,6 +179,8 @@ def _outcome(statistics: Statistics) -> str:
     if statistics.ttft_ms is not None:
         start = {True: " (warm)", False: " (cold)", None: ""}[statistics.warm]
         parts.append(f"first after {_brief(statistics.ttft_ms)}{start}")
+    if statistics.queued_ms >= QUEUED_MS:
+        parts.append(f"queued for {_brief(statistics.queued_ms)}")
     if statistics.tps is not None:
         parts.append(f"{statistics.tps:.0f} tokens/s")
     if statistics.mean_energy is not None:
@@ -201,6 +210,22 @@ def joined(seam: Seam) -> str:
     if not seam.exact:
         parts.append("its length is not exact")
     return " · ".join(parts)
+
+
+def stood_in(substitution: Substitution) -> str:
+    """That another model has answered, and why."""
+    return f"{substitution.served} for {substitution.asked}: {substitution.reason}"
+
+
+def standing(kept: Standing) -> str:
+    """How a promise has been kept so far."""
+    limit = _measure(kept.limit, kept.unit)
+    if kept.latest is None:
+        return f"{limit}, not measured yet"
+    latest = kept.latest
+    cause = f", {latest.cause}" if latest.cause else ""
+    last = f"latest {_measure(latest.measured, latest.unit)}{cause}"
+    return f"{limit}: met {kept.met}, missed {kept.missed}, {last}"
 
 
 def remembered(statistics: Statistics) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ollama_adapter.cli.draw import joined, remembered, summary
+from ollama_adapter.cli.draw import joined, remembered, stood_in, summary
 from ollama_adapter.cli.live import LiveView
 from ollama_adapter.cli.output import (
     Output,
@@ -44,8 +44,8 @@ class Way(Protocol):
 
 
 class Plain:
-    """The text of the answer and nothing else; on stderr where it went on or is an old one, and, where
-    they are wanted, the statistics."""
+    """The text of the answer and nothing else; on stderr where it went on, is an old one or another
+    model's, and, where they are wanted, the statistics."""
 
     def __init__(self, *, statistics: bool, terminal: bool) -> None:
         self._statistics = statistics
@@ -79,6 +79,10 @@ class Plain:
                 screen.print()
             screen.print(summary(statistics, screen.width))
             return
+        if statistics.substitution is not None:
+            complain("note", stood_in(statistics.substitution))
+        for note in statistics.notes:
+            complain("note", note)
         for seam in statistics.seams:
             complain("note", f"the answer was interrupted and went on: {joined(seam)}")
         if remembered(statistics):

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ollama_adapter.cli.asking import default_model
-from ollama_adapter.cli.draw import LABEL
+from ollama_adapter.cli.draw import LABEL, standing
 from ollama_adapter.cli.models import adopting
 from ollama_adapter.cli.output import console, harmless, print_json
 from ollama_adapter.cli.wording import in_the_commands_words
@@ -110,6 +110,7 @@ def _show(health: Health, problem: str, next_command: str, places: dict[str, str
         "pid": str(health.pid or ""),
         "sandbox": health.sandbox,
         "too old for": ", ".join(health.missing) if health.ready else "",
+        "promises": "\n".join(f"{each.name}: {standing(each)}" for each in health.guarantees),
         "problem": problem,
         "next command": next_command,
         "default model": places["default_model"],

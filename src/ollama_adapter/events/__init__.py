@@ -46,6 +46,7 @@ __all__ = [
     "Seam",
     "SessionFrame",
     "Source",
+    "Standing",
     "State",
     "Statistics",
     "Substitution",
@@ -159,6 +160,21 @@ class Guarantee:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a promise has been kept so far: in how many sessions it was `met` and `missed`, and the latest.
+
+    The adapter's, since it was made; `latest` is None as long as no session gave anything to measure.
+    """
+
+    name: str
+    limit: float
+    unit: str
+    met: int = 0
+    missed: int = 0
+    latest: Guarantee | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Seam:
     """A place where a stream was interrupted and went on.
 
@@ -264,7 +280,10 @@ class DaemonChange:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is known of the daemon. `origin` is adopted, spawned or embedded; "" when there is none."""
+    """What is known of the daemon. `origin` is adopted, spawned or embedded; "" when there is none.
+
+    `guarantees`: what this adapter has kept of its promises so far.
+    """
 
     ready: bool
     state: str
@@ -275,3 +294,4 @@ class Health:
     sandbox: str = ""
     missing: tuple[str, ...] = ()  # what this daemon is too old for
     reason: str = ""  # why it is not ready
+    guarantees: tuple[Standing, ...] = ()
