@@ -1,11 +1,7 @@
-"""The models on the disk, in Ollama's own layout, so that they move freely in both directions.
+"""The models on the disk, in Ollama's own layout (system.store), so that they move freely in both directions.
 
-    blobs/sha256-<hex>                          layers and configs, named by their content
-    manifests/<host>/<namespace>/<model>/<tag>  what a name means
-
-Writes are atomic: blobs first, the manifest last, each by a temporary file and a rename. Nothing is
-created before something is written. The demonstration model of the package is listed beside the store
-and never copied into it, unless the store has its own `tinydoc`.
+The demonstration model of the package is listed beside the store and never copied into it, unless the
+store has its own `tinydoc`.
 """
 
 from __future__ import annotations
@@ -15,8 +11,7 @@ import hashlib
 import mmap
 import os
 import re
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +19,9 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.core import gguf
-from ollama_adapter.core.names import ModelName, parse_name
+from ollama_adapter.core.names import ModelName
 from ollama_adapter.errors import ModelNotFound
+from ollama_adapter.system.store import Layout
 
 LAYER: Final = "application/vnd.ollama.image."
 MANIFEST_TYPE: Final = "application/vnd.docker.distribution.manifest.v2+json"
@@ -115,25 +111,20 @@ def open_gguf(path: Path) -> gguf.Buffer:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-class Store:
+class Store(Layout):
     """A model store, read and written through this object only. It keeps nothing open."""
 
     def __init__(self, root: Path, *, bundled: bool = True) -> None:
-        self.root = root
-        self.blobs = root / "blobs"
-        self.manifests = root / "manifests"
+        super().__init__(root)
         self._bundled = bundled
         self._headers: dict[tuple[Path, int, int], gguf.Header] = {}
-
-    def __repr__(self) -> str:
-        return f"<Store {self.root}>"
 
     # Reading
 
     def models(self) -> list[Model]:
         """Every readable model, the newest first; the bundled one last."""
         found: list[Model] = []
-        for name, path in self._manifest_files():
+        for name, path in self.manifest_files():
             with contextlib.suppress(CorruptManifest, OSError):
                 found.append(self._read(name, path))
         found.sort(key=lambda each: -each.modified)
@@ -143,7 +134,7 @@ class Store:
 
     def find(self, name: ModelName) -> Model:
         """What `name` means, whatever its case; raises ModelNotFound or CorruptManifest."""
-        path = self._manifest(name)
+        path = self.manifest(name)
         if path is not None:
             return self._read(name, path)
         if name.key == TINYDOC_NAME.key and self._has_bundled():
@@ -158,25 +149,8 @@ class Store:
             self._headers[key] = gguf.parse(open_gguf(path))
         return self._headers[key]
 
-    def blob(self, digest: str) -> Path:
-        """Where the blob `sha256:<hex>` is, or would be."""
-        return self.blobs / digest.replace(":", "-", 1)
-
     def _has_bundled(self) -> bool:
         return self._bundled and TINYDOC.is_file()
-
-    def _manifest_files(self) -> Iterator[tuple[ModelName, Path]]:
-        for path in sorted(self.manifests.glob("*/*/*/*")):
-            with contextlib.suppress(ValueError):
-                if path.is_file():
-                    host, namespace, model, tag = path.relative_to(self.manifests).parts
-                    yield parse_name(f"{host}/{namespace}/{model}:{tag}"), path
-
-    def _manifest(self, name: ModelName) -> Path | None:
-        path = self.manifests / name.host / name.namespace / name.model / name.tag
-        if path.is_file():
-            return path
-        return next((file for each, file in self._manifest_files() if each.key == name.key), None)
 
     def _read(self, name: ModelName, path: Path) -> Model:
         raw = path.read_bytes()
@@ -214,26 +188,6 @@ class Store:
 
     # Writing
 
-    def put(self, data: bytes) -> str:
-        """A blob of these bytes; its digest."""
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        target = self.blob(digest)
-        if not target.is_file():
-            with self.temporary_blob() as path:
-                path.write_bytes(data)
-                path.replace(target)
-        return digest
-
-    @contextlib.contextmanager
-    def temporary_blob(self) -> Iterator[Path]:
-        """A path to write a new blob to, and to move away; whatever is left there is removed."""
-        self.blobs.mkdir(parents=True, exist_ok=True)
-        path = self.blobs / f"sha256-{secrets.token_hex(32)}-partial"  # Ollama sweeps up such names
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
-
     def write(
         self, name: ModelName, config: Mapping[str, Any], layers: list[tuple[str, str]]
     ) -> None:
@@ -249,7 +203,7 @@ class Store:
             "config": self._entry(CONFIG_TYPE, config_digest),
             "layers": [self._entry(LAYER + kind, digest) for kind, digest in layers],
         }
-        self._write_manifest(name, msgspec.json.encode(manifest))
+        self.write_manifest(name, msgspec.json.encode(manifest))
 
     def _entry(self, media_type: str, digest: str) -> dict[str, Any]:
         return {
@@ -258,25 +212,16 @@ class Store:
             "size": self.blob(digest).stat().st_size,
         }
 
-    def _write_manifest(self, name: ModelName, data: bytes) -> None:
-        target = self._manifest(name)
-        if target is None:
-            target = self.manifests / name.host / name.namespace / name.model / name.tag
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with self.temporary_blob() as path:
-            path.write_bytes(data)
-            path.replace(target)
-
     def copy(self, source: Model, destination: ModelName) -> None:
         """Let a second name mean the same. (The bundled model is imported instead: see importer.)"""
-        path = self._manifest(source.name)
+        path = self.manifest(source.name)
         if path is None:
             raise ModelNotFound(f"model '{source.name}' not found", model=str(source.name))
-        self._write_manifest(destination, path.read_bytes())
+        self.write_manifest(destination, path.read_bytes())
 
     def delete(self, model: Model) -> None:
         """Forget a name, and remove the blobs that no other name needs."""
-        path = self._manifest(model.name)
+        path = self.manifest(model.name)
         if path is None:
             raise ModelNotFound(f"model '{model.name}' not found", model=str(model.name))
         mine = self._references(path)
@@ -285,7 +230,7 @@ class Store:
             with contextlib.suppress(OSError):
                 parent.rmdir()  # only if it is empty now
         try:
-            used = {ref for _, other in self._manifest_files() for ref in self._references(other)}
+            used = {ref for _, other in self.manifest_files() for ref in self._references(other)}
         except CorruptManifest:
             return  # somebody's blobs are not known: remove none
         for digest in mine - used:
