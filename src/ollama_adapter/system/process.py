@@ -147,15 +147,20 @@ async def spawn(
     cwd: str,
     scope: TaskScope,
     policy: Policy | None = None,
+    *,
+    given: Sequence[int] = (),
 ) -> Child:
-    """Start `argv` under a keeper of its own, in the jail of `policy`.
+    """Start `argv` under a keeper of its own, in the jail of `policy`, with the descriptors `given`.
 
-    Raises DaemonNotFound when it cannot be started, NotSandboxed when it, or its jail, cannot be.
+    These have the same numbers there; ours stay ours. Raises DaemonNotFound when it cannot be started,
+    NotSandboxed when it, or its jail, cannot be.
     """
-    spec = {"argv": list(argv), "env": dict(env), "cwd": cwd, "parent": os.getpid()}
+    spec: dict[str, Any] = {"argv": list(argv), "env": dict(env), "cwd": cwd, "parent": os.getpid()}
+    if given:
+        spec["given"] = list(given)
     if policy is not None and policy.level is not Level.NONE:
         spec["policy"] = asdict(policy)
-    keeper, control, sockets = _start_keeper(jailed="policy" in spec)
+    keeper, control, sockets = _start_keeper(given, jailed="policy" in spec)
     try:
         streams = await asyncio.open_connection(sock=control, limit=LINE_LIMIT)
     except BaseException:
@@ -176,7 +181,7 @@ async def spawn(
 
 
 def _start_keeper(
-    *, jailed: bool
+    given: Sequence[int], *, jailed: bool
 ) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket | None]:
     """A keeper that waits for its order, our end of the socket to it, and of one for sockets."""
     pairs = [socket.socketpair()]
@@ -187,7 +192,7 @@ def _start_keeper(
         keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", str(KEEPER), *map(str, fds)],
             env={},
-            pass_fds=fds,
+            pass_fds=[*fds, *given],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

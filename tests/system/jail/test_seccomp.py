@@ -21,9 +21,10 @@ def decide(
     *arguments: int,
     own_space: bool = False,
     guarded: bool = True,
+    sockets: bool = True,
     architecture: int | None = None,
 ) -> int:
-    program = seccomp.jail_filter(column, own_space=own_space, guarded=guarded)
+    program = seccomp.jail_filter(column, own_space=own_space, guarded=guarded, sockets=sockets)
     number = name if isinstance(name, int) else SYSCALLS[name][column]
     assert number is not None
     padded = (*arguments, *(0,) * (6 - len(arguments)))
@@ -64,6 +65,18 @@ def test_the_usual_calls_are_allowed_and_another_architecture_gets_none(column: 
         assert decide(column, name, architecture=0x40000003) == refused(errno.ENOSYS)
     if column == X86:
         assert decide(column, 0x40000000 + 39) == refused(errno.ENOSYS)
+
+
+@pytest.mark.parametrize("column", [X86, ARM])
+@pytest.mark.parametrize("own_space", [False, True])
+def test_without_sockets_none_is_made_or_taken_anywhere(column: int, own_space: bool) -> None:
+    for name in seccomp.TO_THE_NETWORK:
+        for first in (1, 2, 10, 16):
+            told = decide(column, name, first, 1, own_space=own_space, guarded=False, sockets=False)
+            assert told == refused(errno.EACCES), name
+    for name in ("sendmsg", "recvmsg", "sendto", "shutdown", "openat"):
+        if name in SYSCALLS:
+            assert decide(column, name, guarded=False, sockets=False) == ALLOW
 
 
 @pytest.mark.parametrize("column", [X86, ARM])

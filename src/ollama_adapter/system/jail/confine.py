@@ -127,11 +127,12 @@ def restrict_files(policy: dict[str, Any]) -> None:
 
 def restrict_calls(policy: dict[str, Any]) -> int | None:
     """The seccomp filter; the descriptor on which the guard is asked, if there is to be one."""
-    guarded = policy["level"] == "guard"
+    guarded = policy["level"] == "guard" and policy["sockets"]
     program = seccomp.jail_filter(
         seccomp.own_column(),
         own_space=policy["level"] == "namespaces",
         guarded=guarded,
+        sockets=policy["sockets"],
         landlock=_landlock(policy),
     )
     if guarded:

@@ -45,11 +45,12 @@ class Jailed:
 
     def start(self) -> subprocess.Popen[bytes]:
         """The trampoline, once it is the daemon or its namespaces are. Raises OSError with the reason."""
+        fds = [self._theirs.fileno(), *self._spec.get("given", ())]
         with self._theirs:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", TRAMPOLINE, str(self._theirs.fileno())],
+                [sys.executable, "-I", "-S", TRAMPOLINE, *map(str, fds)],
                 env={},
-                pass_fds=[self._theirs.fileno()],
+                pass_fds=fds,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -5,8 +5,9 @@ daemon and of everything that one starts, drains the daemon's output into a boun
 speaks with the application over a socket, a line of JSON per message. When that socket closes, or the
 application's process ends, however it ended, the keeper kills the group and itself.
 
-In:  {"argv", "env", "cwd", "parent"} once, with a "policy" or without; then {"do": "stop", "grace_s"},
-     {"do": "tail"} or {"do": "connect", "id"}
+In:  {"argv", "env", "cwd", "parent"} once, with a "policy" or without, and with the numbers of descriptors
+     that are "given" to the program; then {"do": "stop", "grace_s"}, {"do": "tail"} or
+     {"do": "connect", "id"}
 Out: {"event": "spawned", "pid", "level"} or {"event": "failed", "reason"}; {"event": "tail", "tail"};
      {"event": "exited", "returncode", "tail"} as the last line
 
@@ -91,6 +92,9 @@ class Keeper:
         except OSError as error:
             self._send({"event": "failed", "reason": error.strerror or "it cannot be started"})
             return False
+        finally:
+            for fd in spec.get("given", ()):
+                os.close(fd)
         output = self._daemon.stdout
         assert output is not None
         os.set_blocking(output.fileno(), False)
@@ -196,6 +200,7 @@ def _spawn_plain(spec: dict[str, Any]) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        pass_fds=spec.get("given", ()),
     )
 
 

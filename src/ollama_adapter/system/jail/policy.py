@@ -50,6 +50,7 @@ class Policy:
     max_file_bytes: int = 1 << 40
     max_processes: int = 0  # counted per user
     max_files: int = 65536
+    sockets: bool = True  # it may open some; else it has those that it is handed, at every level
     landlock: int = 99  # at most this version of it, to behave as on an older kernel
 
     def to_json(self) -> str:

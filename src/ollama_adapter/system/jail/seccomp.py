@@ -64,6 +64,7 @@ TRUNCATE_SINCE, SIGNALS_SINCE = 3, 6  # versions of Landlock
 SIGNALS = ("kill", "tgkill", "pidfd_send_signal")
 ODD_SIGNALS = ("tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 SIGURG = 23  # Go's threads send it to each other all the time; nobody ends by it
+TO_THE_NETWORK = ("socket", "socketpair", "bind", "listen", "connect")
 SEALED = (
     *("socket", "socketpair", "bind", "connect", "listen", "open", "openat", "openat2", "creat"),
     *("execve", "execveat", "memfd_create"),
@@ -89,16 +90,21 @@ def refuse(code: int) -> bpf.Instruction:
     return bpf.decide(ERROR | code)
 
 
-def jail_filter(column: int, *, own_space: bool, guarded: bool, landlock: int = 99) -> Program:
+def jail_filter(
+    column: int, *, own_space: bool, guarded: bool, sockets: bool = True, landlock: int = 99
+) -> Program:
     """The daemon's filter. `own_space`: nobody else's files and processes are there to be touched.
 
-    `landlock`: what an older version of it does not cover, the filter and the guard do.
+    Without `sockets` there are none but those it was handed, and these stay as they are. `landlock`: what
+    an older version of it does not cover, the filter and the guard do.
     """
     program = _entry(column)
     for name in NOT_PERMITTED:
         program += _on(name, column, [refuse(errno.EPERM)])
     for name in NOT_THERE:
         program += _on(name, column, [refuse(errno.ENOSYS)])
+    for name in () if sockets else TO_THE_NETWORK:
+        program += _on(name, column, [refuse(errno.EACCES)])
     rules = _rules()
     if not own_space:
         for name in (*ESCAPES_FROM_THE_GROUP, *UNSEEN_BY_LANDLOCK):

@@ -1,10 +1,11 @@
 """Takes away, then becomes the daemon: run by the keeper as a script, with `-I -S`.
 
 Its order (argv, environment, directory, policy) comes through standard input, which is a pipe; argv[1]
-is a socket to the keeper. There it tells why it failed, hands over the guard's descriptor, and
-closes it by becoming the daemon. On the first error of any step it ends, and nothing runs. With `probe`
-instead of a socket it tells what can be had here. It is started for every daemon: what costs time to
-import (json, typing, socket, signal) is not used here.
+is a socket to the keeper, and what follows are the numbers of descriptors that the daemon is given. Through
+the socket it tells why it failed, hands over the guard's descriptor, and closes it by becoming the daemon.
+On the first error of any step it ends, and nothing runs. With `probe` instead of a socket it tells what can
+be had here. It is started for every daemon: what costs time to import (json, typing, socket, signal) is not
+used here.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Trampoline:
                 os._exit(1)
             self._be_first()
         self._keeper.close()
+        for each in self._order.get("given", ()):
+            os.close(each)
         for each in (_HANGUP, _INTERRUPT, _QUIT, _TERMINATE):
             set_signal(each, ignored=True)
         os.wait()
@@ -146,7 +149,7 @@ def main() -> None:
         return
     keeper = _socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(keeper.fileno(), False)
-    confine.close_descriptors([keeper.fileno()])
+    confine.close_descriptors([keeper.fileno(), *map(int, sys.argv[2:])])
     Trampoline(_read_order(), keeper).jump()
 
 
