@@ -35,7 +35,7 @@ STORAGE: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_JOURNAL: Final = re.compile(rb"(\d{1,15})\n")
+_JOURNAL: Final = re.compile(rb"(\d{15})\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +230,11 @@ def step_bytes(total: int) -> int:
     return max(LEAST_STEP, total // STEPS)
 
 
-def encode_journal(done: int) -> bytes:
-    return b"%015d\n" % done
-
-
 def decode_journal(raw: bytes, written: int, size: int) -> int:
-    """Of `written` bytes of a staged file, how many can be built on; 0 where its journal is none."""
+    """Of `written` bytes of a staged file, how many can be built on; 0 where its journal is none.
+
+    It is written by puller/fetching.py.
+    """
     found = _JOURNAL.fullmatch(raw)
     done = int(found[1]) if found else 0
     return done if done <= min(written, size) else 0

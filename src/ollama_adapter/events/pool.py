@@ -53,6 +53,69 @@ class LoadProgress:
     expected_s: float | None = None
 
 
+class PullStage(StrEnum):
+    """How far a download is."""
+
+    WAITING = "waiting for another pull of this model"
+    ASKING = "asking the registry"
+    FETCHING = "downloading"
+    CHECKING = "checking"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress(LoadProgress):
+    """One step of a download: all files of the model as one total, which never goes back.
+
+    `host` sends at this moment, `received_bytes` have come over the network in this pull (`done_bytes` counts
+    what was there before, too); `note` is why something is tried again.
+    """
+
+    stage: PullStage = PullStage.FETCHING
+    bytes_per_s: float = 0.0
+    remaining_s: float | None = None
+    received_bytes: int = 0
+    host: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PullOffer:
+    """What a pull would do, for whoever is asked for consent: nothing of it has been downloaded yet."""
+
+    model: str
+    registry: str
+    total_bytes: int
+    missing_bytes: int
+    store: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostTraffic:
+    """What went to a host of the network and came from it, in bytes."""
+
+    host: str
+    sent_bytes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PullReceipt:
+    """What a pull has done: every host that was talked to, and every byte.
+
+    `by` is "ollama-adapter", or "the daemon": then Ollama itself has downloaded, and its hosts are not known.
+    """
+
+    model: str
+    by: str
+    total_bytes: int
+    fetched_bytes: int
+    elapsed_s: float
+    hosts: tuple[HostTraffic, ...] = ()
+    refused: tuple[str, ...] = ()
+    sandbox: str = ""
+
+
 class Change(StrEnum):
     """What has become of a model in memory."""
 

@@ -37,11 +37,18 @@ class Decision:
     reasons: tuple[str, ...] = ()
 
 
-def decide(facts: Facts, wish: str = "enforced", *, without: tuple[Level, ...] = ()) -> Decision:
+def decide(
+    facts: Facts,
+    wish: str = "enforced",
+    *,
+    without: tuple[Level, ...] = (),
+    sockets: bool = True,
+) -> Decision:
     """The best level that holds here. Raises NotSandboxed where none does and none was asked for.
 
     `wish`: "enforced" takes `namespaces` or `guard`, "partial" also less than that (the network is then
-    not enforced), "none" no jail at all. `without` leaves levels out: they have been tried in vain.
+    not enforced), "none" no jail at all. `without` leaves levels out: they have been tried in vain. For a
+    program without `sockets` there is nothing to guard: `partial` enforces all of it.
     """
     if wish not in WISHES:
         raise NotSandboxed(f"sandbox is one of {', '.join(WISHES)}, not {wish!r}")
@@ -49,8 +56,10 @@ def decide(facts: Facts, wish: str = "enforced", *, without: tuple[Level, ...] =
         return Decision(Level.NONE, ("switched off by the user",))
     reasons: list[str] = []
     for level, missing in _needs(facts):
-        if level is Level.PARTIAL and wish != "partial":
+        if level is Level.PARTIAL and wish != "partial" and sockets:
             break
+        if level is Level.GUARD and not sockets:
+            continue
         if not missing and level not in without:
             return Decision(level, tuple(reasons))
         reasons.append(f"{level}: {missing or 'it failed'}")

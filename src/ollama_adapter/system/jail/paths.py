@@ -34,6 +34,9 @@ FACTS: Final = (  # of the machine, and of no process
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/loadavg"),
     *("/proc/filesystems", "/proc/sys/vm/overcommit_memory", "/proc/sys/kernel/osrelease"),
 )
+OPENSSL: Final = (  # its settings, which hold no secret
+    *("/etc/ssl/openssl.cnf", "/usr/lib/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf"),
+)
 HARDWARE: Final = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 GPU_FACTS: Final = (
     *("/sys/bus/pci", "/sys/class/drm", "/sys/class/kfd", "/sys/devices", "/sys/module/nvidia"),
@@ -80,6 +83,26 @@ def daemon_policy(
         ports=(port,),
         own=tuple(write),
         uid=JAIL_UID if os.geteuid() == 0 else 0,
+    )
+
+
+def puller_policy(level: Level, script: str, *, staging: str, cafile: str) -> Policy:
+    """For the process that speaks with a registry: Python's library, certificates, one directory."""
+    names = ("stdlib", "platstdlib")
+    shared = sysconfig.get_config_var("LIBDIR")
+    python = [sysconfig.get_paths()[each] for each in names] + ([str(shared)] if shared else [])
+    config = os.path.join(sys.prefix, "pyvenv.cfg")
+    certificates = [cafile, os.path.realpath(cafile)] if cafile else []
+    return Policy(
+        level=level,
+        read=_existing([*LIBRARIES, *OPENSSL, *python, config, script, *certificates]),
+        write=(staging,),
+        execute=_existing([os.path.abspath(sys.executable), *LOADERS]),
+        devices=_existing(Policy(level).devices),
+        own=(staging,),
+        uid=JAIL_UID if os.geteuid() == 0 else 0,
+        max_files=64,
+        sockets=False,
     )
 
 

@@ -1,0 +1,157 @@
+"""Pulling: who has agreed, one flight per model, attempt after attempt until everything is there.
+
+A flight is a task of the scope. Whoever asks for a model that is on its way waits for that flight, and it is
+given up when nobody waits any more: what has come stays for the next one. Another process that pulls the
+same model into the same store is waited for, and then there is nothing left to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ollama_adapter.config import PoolConfig, Sandbox
+from ollama_adapter.core.names import ModelName, local_name
+from ollama_adapter.core.registry import Source, is_consented, source_of
+from ollama_adapter.errors import AdapterError, PullRefused
+from ollama_adapter.events import PullOffer, PullProgress, PullReceipt
+from ollama_adapter.puller.flight import Flight, Patience, Surroundings
+from ollama_adapter.system.clock import Clock
+from ollama_adapter.system.scope import TaskScope, is_orphan, shared
+from ollama_adapter.system.store import Layout
+
+Report = Callable[[PullProgress], None]
+Confirm = Callable[[PullOffer], Awaitable[bool]]
+"""Asks for consent once the size is known; False ends the pull with PullRefused."""
+REGISTRIES_HINT: Final = (
+    'list it in the setting pool.registries, for example registries = ["{host}"], if you trust it'
+)
+
+
+@dataclass(eq=False, slots=True)
+class _Shared:
+    """One flight and those who wait for it."""
+
+    task: asyncio.Task[PullReceipt | AdapterError]
+    reports: list[Report] = field(default_factory=list)
+    last: PullProgress | None = None
+
+    def tell(self, progress: PullProgress) -> None:
+        self.last = progress
+        for each in list(self.reports):
+            each(progress)
+
+
+class Puller:
+    """Pulls into one store. `ours`: where downloads grow, if that is on the store's disk."""
+
+    def __init__(
+        self,
+        store: Path,
+        config: PoolConfig,
+        scope: TaskScope,
+        clock: Clock,
+        *,
+        ours: Path | None = None,
+        sandbox: Sandbox = Sandbox.ENFORCED,
+        cafile: str = "",
+        patience: Patience | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`cafile`: authorities to trust instead of this machine's, also for a registry on it."""
+        self._registries = config.registries
+        self._scope = scope
+        self._tls_on_loopback = bool(cafile)
+        self._around = Surroundings(
+            Layout(store), ours, scope, clock, sandbox, cafile, patience or Patience(), chance
+        )
+        self._flights: dict[tuple[str, tuple[str, ...]], _Shared] = {}
+
+    def __repr__(self) -> str:
+        return f"<Puller {len(self._flights)} under way>"
+
+    async def pull(
+        self,
+        model: str,
+        on_progress: Report | None = None,
+        *,
+        confirm: Confirm | None = None,
+        also_from: Iterable[str] = (),
+    ) -> PullReceipt:
+        """Until the model is in the store, complete and checked. Calling it is the consent of the caller.
+
+        `also_from` are hosts to allow besides `pool.registries`. Raises PullRefused where a host is not
+        allowed or `confirm` says no, PullFailed, RemoteModelRefused, InvalidModelFile, NotSandboxed.
+        Cancelling is safe: what has come stays, and the next pull goes on with it.
+        """
+        registries = (*self._registries, *also_from)
+        name = local_name(model)
+        source = source_of(name, tls_on_loopback=self._tls_on_loopback)
+        check_consent(source, registries)
+        flight = self._flight(name, source, registries, confirm)
+        report: Report = on_progress or (lambda _: None)
+        flight.reports.append(report)
+        if flight.last is not None:
+            report(flight.last)
+        try:
+            result = await shared(flight.task)
+        finally:
+            flight.reports.remove(report)
+            if not flight.reports and not flight.task.done() and not is_orphan(flight.task):
+                self._forget(flight)
+                flight.task.cancel()
+        if isinstance(result, AdapterError):
+            raise result
+        return result
+
+    def _flight(
+        self,
+        name: ModelName,
+        source: Source,
+        registries: tuple[str, ...],
+        confirm: Confirm | None,
+    ) -> _Shared:
+        key = (name.key, registries)
+        if key not in self._flights:
+            flight = Flight(self._around, name, source, registries, confirm)
+            made = _Shared(self._scope.spawn(_caught(flight), "pull"))
+            flight.tell = made.tell
+            made.task.add_done_callback(lambda _: self._forget(made))
+            self._flights[key] = made
+        return self._flights[key]
+
+    def _forget(self, flight: _Shared) -> None:
+        for key, each in list(self._flights.items()):
+            if each is flight:
+                del self._flights[key]
+
+
+async def _caught(flight: Flight) -> PullReceipt | AdapterError:
+    """Its error is for whoever waits, not for the scope."""
+    try:
+        return await flight.run()
+    except AdapterError as error:
+        return error
+
+
+def check_consent(source: Source, registries: Iterable[str]) -> None:
+    """Raises PullRefused for a registry that nobody has agreed to."""
+    if not is_consented(source, registries):
+        host = str(source.address)
+        raise PullRefused(
+            f"{host} is not a registry that models may be pulled from here",
+            hint=REGISTRIES_HINT.format(host=host),
+        )
+
+
+def no_consent(model: str) -> PullRefused:
+    """For a model that is missing, where nobody has agreed to download it."""
+    return PullRefused(
+        f"{model} is not on this machine, and downloads need your consent",
+        hint=f'`ollama-adapter pull {model}` asks for it once; `pulling = "always"` in the section [pool] '
+        "of the settings gives it for every model",
+    )
