@@ -239,12 +239,10 @@ class Session:
     def _take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
         """In the protocol's callback, once per read."""
         generation = self._generation
-        receive = generation.receive
-        for record in records:
-            receive(record, now_ns)
-            if record.done and self._attempt is not None:
-                tokens = context_length(record, self._attempt.context_tokens)
-                generation.check_truncation(tokens)
+        generation.receive_all(records, now_ns)
+        if records and records[-1].done and self._attempt is not None:
+            tokens = context_length(records[-1], self._attempt.context_tokens)
+            generation.check_truncation(tokens)
         arrived = self._arrived
         if arrived:
             self.channel.put_all(arrived, [len(each.token) for each in arrived])

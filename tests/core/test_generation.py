@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_adapter.config import Tier
+from ollama_adapter.core.account import REPEAT_LIMIT, TRUNCATION_SLACK
 from ollama_adapter.core.energy import EUMapper, profile_for
-from ollama_adapter.core.generation import REPEAT_LIMIT, TRUNCATION_SLACK, Generation
+from ollama_adapter.core.generation import Generation
 from ollama_adapter.core.records import (
     ChatRecord,
     DebugInfo,
@@ -56,6 +57,12 @@ def records(draw: st.DrawFn) -> GenerateRecord | ChatRecord:
     return ChatRecord(message=message, logprobs=found, token_ids=token_ids)
 
 
+plain = st.builds(  # nearly every record of a stream
+    GenerateRecord,
+    response=st.sampled_from(("a", "b", " a", "")),
+    logprobs=st.none() | st.lists(entries, max_size=1),
+    token_ids=st.sampled_from((None, (), (7,))),
+)
 streams = st.lists(st.tuples(st.integers(0, 3 * 10**9), records()), max_size=6)
 
 
@@ -116,6 +123,28 @@ def test_the_tokens_of_a_channel_are_the_text_that_the_daemon_sent(stream: Recor
     ]
     for each in events:
         assert each.token or each.channel is Channel.TOOL_CALLS, "an empty token was delivered"
+
+
+lasts = st.builds(GenerateRecord, done=st.booleans(), error=st.sampled_from((None, "no")))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.lists(records() | plain | lasts, max_size=6))))
+def test_a_read_is_taken_as_its_records_one_by_one(
+    reads: list[tuple[int, list[GenerateRecord | ChatRecord]]],
+) -> None:
+    single, together = Run(), Run()
+    for gap, read in reads:
+        single.now_ns += gap
+        together.now_ns += gap
+        for record in read:
+            single.feed([(0, record)])
+        together.generation.receive_all(read, together.now_ns)
+        assert together.events == single.events
+    for run in (single, together):
+        run.end(complete=True)
+    assert together.statistics == single.statistics
+    assert type(together.generation.error) is type(single.generation.error)
 
 
 @settings(max_examples=40)

@@ -17,6 +17,7 @@ MS = 1_000_000  # in nanoseconds
 MID = profile_for("fnd-002/2", Tier.MID)
 GAPS = st.sampled_from([-50, 0, 1, 100, 400, 401, 700, 800, 900, 1500])
 ENERGIES = st.lists(st.sampled_from([0.0, 0.5, 0.69, 0.7, 0.84, 0.85, 0.9, 1.0]), min_size=1)
+LOGPROBS = st.none() | st.lists(st.floats(-5.0, 0.01) | st.just(math.nan), max_size=3)
 READS = st.lists(st.tuples(GAPS, ENERGIES, st.booleans()))
 
 
@@ -37,6 +38,17 @@ def test_the_state_is_the_same(reads: list[tuple[int, list[float], bool]]) -> No
             single.advance(now_ns)
             together.advance(now_ns)
         assert together.transitions == single.transitions
+
+
+@given(st.lists(st.tuples(GAPS, st.lists(LOGPROBS, min_size=1))))
+def test_the_energy_is_the_same_to_the_last_bit(
+    reads: list[tuple[int, list[list[float] | None]]],
+) -> None:
+    single, together, now_ns = EUMapper(MID), EUMapper(MID), 0
+    for gap_ms, read in reads:
+        now_ns += gap_ms * MS
+        assert together.tokens(now_ns, read) == [single.token(now_ns, each) for each in read]
+        assert vars(together) == vars(single)
 
 
 @given(READS)

@@ -173,6 +173,37 @@ class EUMapper:
         self.energy = energy = alpha * base + (1.0 - alpha) * before
         return energy
 
+    def tokens(self, now_ns: int, read: Sequence[Sequence[float] | None]) -> list[float]:
+        """E after each token of one read (at least one): to the last bit what `token` says one by one.
+
+        No time passes between them: nothing decays, stalls or leaves the window.
+        """
+        energy = self.token(now_ns, read[0])
+        energies = [energy]
+        if len(read) == 1:
+            return energies
+        profile, time, window = self.profile, self._time, self._window
+        alpha, tps_max, tps = profile.alpha, profile.tps_max, len(window)
+        kept = 1.0 - alpha
+        sure: float | None = None
+        for logprobs in read[1:]:
+            tps += 1
+            velocity = tps / tps_max if tps < tps_max else 1.0
+            sure = certainty(logprobs) if logprobs is not None else None
+            if sure is not None:
+                self._sure = sure
+                self._sure_until = time + self._reuse_ns
+                base = 0.5 * velocity + 0.3 * sure + 0.2
+            elif time <= self._sure_until:
+                base = 0.5 * velocity + 0.3 * self._sure + 0.2
+            else:
+                base = 0.7 * velocity + 0.3
+            energy = alpha * base + kept * energy
+            energies.append(energy)
+        window.extend([time] * (len(read) - 1))
+        self.delta_ns, self.certainty, self.energy = 0, sure, energy
+        return energies
+
     @property
     def tps(self) -> int:
         """How many tokens arrived in the second up to the last one, that one included."""

@@ -75,15 +75,19 @@ class _Lane:
 
     def count_read(self, events: Sequence[TokenEvent]) -> None:
         """Count tokens that arrived at one instant."""
-        energies = [_counted(event) for event in events]
-        self.count(events[0], energies.pop(0))
-        if energies:
+        first, *rest = events
+        self.count(first, _counted(first))
+        if rest:
+            energies = [
+                energy if (energy := each.energy) is not None and 0.0 <= energy <= 1.0 else 0.0
+                for each in rest
+            ]
             self.tracker.tokens_at_once(energies)
             generated = sum(energies)
             self.rate += generated
             self.generated += generated
-            self.tokens += len(energies)
-            self.last = events[-1].index
+            self.tokens += len(rest)
+            self.last = rest[-1].index
 
     def rate_at(self, now_ns: int) -> float:
         """EU/s: every token counts its E, fading with a time constant of 1 s."""

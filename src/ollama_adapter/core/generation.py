@@ -9,47 +9,26 @@ list of them with those before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from ollama_adapter.core.account import Account
 from ollama_adapter.core.energy import EUMapper
-from ollama_adapter.core.failures import context_overflow, remote_refused, stream_error
+from ollama_adapter.core.failures import remote_refused, stream_error
 from ollama_adapter.core.interruptions import another_answer
 from ollama_adapter.core.joint import Joint
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, LogprobEntry, Record
-from ollama_adapter.errors import AdapterError
 from ollama_adapter.events import Channel, Finish, Source, Statistics, TokenEvent, Way
 
-REPEAT_LIMIT: Final = 30  # more equal chunks in a row, and the daemon ends the stream in silence
-TRUNCATION_SLACK: Final = 4  # tokens by which two counts of an uncut prompt may differ
-
 _TEXT: Final = Channel.TEXT  # looked up once: a member of an enum takes Python 0.1 µs to find
-_DAEMON_WORDS: Final = {each.value: each for each in (Finish.STOP, Finish.LENGTH, Finish.LOAD)}
-_DAEMON_WORDS[Finish.UNLOAD.value] = Finish.UNLOAD
+_Piece = tuple[str, LogprobEntry | None, tuple[int, ...] | None]
+"""A token with nothing beside it: its text, its log probabilities, its ids."""
 
 
-class Generation:
+class Generation(Account):
     """The state of one answer. `deliver` is given each event, at once, in order."""
 
-    __slots__ = (
-        "_deliver",
-        "_energy_sum",
-        "_epoch_offset_ns",
-        "_joint",
-        "_last_text",
-        "_mapper",
-        "_repeats",
-        "_truncate",
-        "_wants_logprobs",
-        "_without_logprobs",
-        "done",
-        "error",
-        "first_ns",
-        "last_ns",
-        "source",
-        "statistics",
-        "way",
-    )
+    __slots__ = ("_deliver", "_epoch_offset_ns", "_joint", "source", "way")
 
     def __init__(
         self,
@@ -61,23 +40,42 @@ class Generation:
         truncate: bool = False,
         wants_logprobs: bool = True,
     ) -> None:
-        self.statistics = statistics
+        super().__init__(statistics, mapper, truncate=truncate, wants_logprobs=wants_logprobs)
         self.source = Source.LIVE
         self.way: Way | None = None
         self._joint: Joint | None = None
-        self.done = False
-        self.error: AdapterError | None = None
-        self._mapper = mapper
         self._epoch_offset_ns = epoch_offset_ns
         self._deliver = deliver
-        self._truncate = truncate
-        self._wants_logprobs = wants_logprobs
-        self._without_logprobs = 0
-        self._energy_sum = 0.0
-        self.first_ns = 0  # when the first token arrived; 0 before
-        self.last_ns = 0  # when the latest one did
-        self._last_text = ""
-        self._repeats = 0
+
+    def receive_all(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
+        """Take the records of one read: what `receive` makes of one after the other, sooner.
+
+        Nearly all have a token's text and nothing beside it. Those in a row are made into events together.
+        """
+        plain: list[_Piece] = []
+        for record in records:
+            if isinstance(record, GenerateRecord):
+                text, more = record.response, bool(record.thinking)
+            elif (message := record.message) is not None:
+                text, more = message.content, bool(message.thinking or message.tool_calls)
+            else:
+                text, more = "", False
+            entries = record.logprobs
+            if (
+                more
+                or not text
+                or record.done
+                or record.error is not None
+                or record.remote_host
+                or self._joint is not None
+                or (entries and len(entries) > 1)
+            ):
+                self._emit_all(plain, now_ns)
+                plain = []
+                self.receive(record, now_ns)
+            else:
+                plain.append((text, entries[0] if entries else None, record.token_ids))
+        self._emit_all(plain, now_ns)
 
     def receive(self, record: GenerateRecord | ChatRecord, now_ns: int) -> None:
         """Take one record that arrived at `now_ns`."""
@@ -126,9 +124,7 @@ class Generation:
         ids: tuple[int, ...] | None,
         now_ns: int,
     ) -> None:
-        stripped = text.strip()
-        self._repeats = self._repeats + 1 if stripped == self._last_text else 1
-        self._last_text = stripped
+        self._count_repeats((text,))
         if not entries:
             self._emit(text, channel, None, ids, now_ns)
         elif len(entries) == 1 or "".join([each.token for each in entries]) != text:
@@ -138,6 +134,49 @@ class Generation:
             for entry in others:
                 self._emit(entry.token, channel, entry, None if ids is None else (), now_ns)
             self._emit(last.token, channel, last, ids, now_ns)
+
+    def _emit_all(self, pieces: Sequence[_Piece], now_ns: int) -> None:
+        """What `_piece` and `_emit` make of one after the other."""
+        if not pieces:
+            return
+        statistics, deliver = self.statistics, self._deliver
+        session_id, model = statistics.session_id, statistics.served_by
+        source, way, epoch_ms = self.source, self.way, (self._epoch_offset_ns + now_ns) // 1_000_000
+        read = [None if entry is None else _best(entry) for _, entry, _ in pieces]
+        energies = self._mapper.tokens(now_ns, read)
+        delta_ms = self._count_time(now_ns)
+        index, total = statistics.tokens, self._energy_sum
+        for (text, entry, ids), logprobs, energy in zip(pieces, read, energies, strict=True):
+            if entry is None:
+                chosen = candidates = None
+            else:
+                chosen, candidates = entry.logprob, entry.top_logprobs
+            total += energy
+            deliver(
+                TokenEvent(
+                    text,
+                    epoch_ms,
+                    delta_ms,
+                    session_id,
+                    model,
+                    logprobs,
+                    energy,
+                    index,
+                    source,
+                    _TEXT,
+                    chosen,
+                    candidates,
+                    None,
+                    now_ns,
+                    ids,
+                    way,
+                )
+            )
+            delta_ms = 0
+            index += 1
+        self._energy_sum, statistics.tokens = total, index
+        self._without_logprobs += read.count(None)
+        self._count_repeats([text for text, _, _ in pieces])
 
     def _emit(
         self,
@@ -160,15 +199,9 @@ class Generation:
             logprobs = chosen = candidates = None
             self._without_logprobs += 1
         else:
-            chosen = entry.logprob
-            candidates = entry.top_logprobs
-            logprobs = [each.logprob for each in candidates] if candidates else [chosen]
-        if index:
-            delta_ms = (now_ns - self.last_ns + 500_000) // 1_000_000
-        else:
-            delta_ms = 0
-            self.first_ns = now_ns
-        self.last_ns = now_ns
+            chosen, candidates = entry.logprob, entry.top_logprobs
+            logprobs = _best(entry)
+        delta_ms = self._count_time(now_ns)
         statistics.tokens = index + 1
         energy = self._mapper.token(now_ns, logprobs)
         self._energy_sum += energy
@@ -250,45 +283,12 @@ class Generation:
             self._conclude(record, now_ns)
 
     def _conclude(self, record: Record, now_ns: int) -> None:
-        statistics = self.statistics
         if self._joint is not None:  # nothing was missing but this
             self._close_seam(self._joint, now_ns)
-        self.done = True
-        statistics.finish = _DAEMON_WORDS.get(record.done_reason, Finish.STOP)
-        statistics.load_duration_ns = record.load_duration
-        statistics.total_duration_ns = record.total_duration
-        statistics.prompt_eval_count = record.prompt_eval_count
-        statistics.prompt_eval_duration_ns = record.prompt_eval_duration
-        statistics.eval_count = record.eval_count
-        statistics.eval_duration_ns = record.eval_duration
+        self._count_last(record)
 
-    def check_truncation(self, context_tokens: int) -> None:
-        """A daemon too old to know `truncate` cuts a prompt without a word: compare its two counts.
 
-        The context it echoes is that of the whole prompt and the answer. A count of 0 says nothing: old
-        daemons leave it out for a prompt that they have cached.
-        """
-        counted = self.statistics.prompt_eval_count
-        sent = context_tokens - self.statistics.eval_count
-        if context_tokens and counted and not self._truncate and sent > counted + TRUNCATION_SLACK:
-            self.error = context_overflow(self.statistics.served_by, sent, counted)
-
-    def ending(self, *, complete: bool) -> Finish | None:
-        """An attempt is over. How the daemon ended it; None when it did not say that it had ended."""
-        statistics = self.statistics
-        if statistics.finish is None and complete and self._repeats > REPEAT_LIMIT:
-            statistics.finish = Finish.REPEAT
-        return statistics.finish
-
-    def close(self, now_ns: int) -> None:
-        """Nothing more comes: complete the account."""
-        statistics = self.statistics
-        self._mapper.end(now_ns)
-        if statistics.tokens:
-            if statistics.cached_age_s is None:  # from memory: nothing was computed
-                statistics.mean_energy = self._energy_sum / statistics.tokens
-            without = self._without_logprobs == statistics.tokens
-            if self._wants_logprobs and without and "logprobs" not in statistics.degraded:
-                statistics.degraded = ("logprobs", *statistics.degraded)
-        if statistics.tokens > 1 and self.last_ns > self.first_ns:
-            statistics.tps = (statistics.tokens - 1) * 1e9 / (self.last_ns - self.first_ns)
+def _best(entry: LogprobEntry) -> list[float]:
+    """The log probabilities of the most probable tokens; without a list, that of the one chosen."""
+    candidates = entry.top_logprobs
+    return [each.logprob for each in candidates] if candidates else [entry.logprob]

@@ -137,22 +137,29 @@ class RecordDecoder(Generic[R]):
         return self._decode_all([rest]) if rest.strip() and self.failure is None else []
 
     def _decode_all(self, lines: list[bytes]) -> list[R]:
-        records: list[R] = []
         if self.failure is not None:
-            return records
+            return []
         decode = self._decode
-        for line in lines:
-            if line:
-                try:
-                    records.append(decode(line))
-                except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-                    if not line.isspace():  # a blank line that ends in \r\n
-                        self.failure = ProtocolError(_fault(error))
-                        break
+        try:
+            records = [decode(line) for line in lines if line]
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            records = self._decode_until_broken(lines)
         if records:
             if self.over or len(records) > 1:
                 self._end_with_the_last(records)
             self.over = self.over or records[-1].done
+        return records
+
+    def _decode_until_broken(self, lines: list[bytes]) -> list[R]:
+        """Line by line: the records before a broken one count."""
+        records: list[R] = []
+        for line in lines:
+            try:
+                if line and not line.isspace():  # a blank line may end in \r\n
+                    records.append(self._decode(line))
+            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+                self.failure = ProtocolError(_fault(error))
+                break
         return records
 
     def _end_with_the_last(self, records: list[R]) -> None:
