@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from ollama_adapter.config import FrameConfig
 from ollama_adapter.core.energy import EUMapper, profile_for
 from ollama_adapter.decipher import Decipher
 from ollama_adapter.events import Frame, State, TokenEvent
+from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing import ManualClock
 
@@ -127,3 +129,61 @@ async def test_closing_ends_every_subscription() -> None:
         decipher.close()
         assert [each async for each in stream] == []
         decipher.close()
+
+
+async def test_a_tick_that_raises_is_the_scopes_to_report() -> None:
+    clock, scope = ManualClock(), TaskScope()
+    decipher = Decipher(FrameConfig(), clock)
+
+    def broken() -> int:
+        raise ZeroDivisionError
+
+    decipher.queue_depth = broken
+    decipher.open(scope)
+    await settle()
+    decipher.opened("s", mapper())
+    clock.advance(TICK_NS)
+    await settle()
+    assert clock.sleepers == 0
+    with pytest.raises(ZeroDivisionError):
+        await scope.aclose()
+    decipher.close()
+
+
+async def test_nothing_is_shown_after_it_was_closed_from_a_callback() -> None:
+    async with ticking() as (decipher, clock, frames):
+        decipher.on_frame(lambda _: decipher.close())
+        decipher.opened("s", mapper())
+        for _ in range(3):
+            await settle()
+            clock.advance(TICK_NS)
+        assert len(frames) == 1
+        assert clock.sleepers == 0
+
+
+async def test_a_frame_is_that_of_the_instant_of_its_tick() -> None:
+    async with ticking() as (decipher, clock, frames):
+        decipher.opened("s", mapper())
+        await settle()
+        for tick in range(1, 4):
+            clock.advance(decipher.instant_ns(tick) - clock.now_ns())
+            await settle()
+        assert [each.monotonic_ns for each in frames] == [decipher.instant_ns(n) for n in range(4)]
+
+
+async def test_on_the_systems_clock_a_frame_is_never_before_its_tick() -> None:
+    scope, frames = TaskScope(), list[Frame]()
+    decipher = Decipher(FrameConfig(), SystemClock())
+    async with decipher.subscribe() as stream:
+        decipher.open(scope)
+        decipher.opened("s", mapper())
+        async with asyncio.timeout(30):
+            async for frame in stream:
+                frames.append(frame)
+                if len(frames) == 10:
+                    break
+        assert all(each.monotonic_ns >= decipher.instant_ns(each.frame_id) for each in frames)
+        ids = [each.frame_id for each in frames]
+        assert sorted(set(ids)) == ids
+    decipher.close()
+    await scope.aclose()

@@ -20,6 +20,7 @@ from ollama_adapter.events import Frame, TokenEvent
 from ollama_adapter.system.channel import Latest
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope
+from ollama_adapter.system.timer import Timer
 
 log = logging.getLogger("ollama_adapter")
 
@@ -73,8 +74,12 @@ class Decipher:
         self._subscribers: list[FrameStream] = []
         self._callbacks: list[Callable[[Frame], None]] = []
         self._failed: set[Callable[[Frame], None]] = set()
-        self._wake: asyncio.Future[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._timer: Timer | None = None
+        self._broken: asyncio.Future[None] | None = None  # by what a tick raised
+        self._start_ns = 0
+        self._tick = -1
+        self._asleep = False  # open, and nothing to show
 
     def __repr__(self) -> str:
         awake = "awake" if self._composer.active else "asleep"
@@ -85,19 +90,20 @@ class Decipher:
     def opened(self, session_id: str, mapper: EUMapper) -> None:
         """A session has been requested."""
         self._composer.open(session_id, mapper, self._clock.now_ns())
-        self._awaken()
+        if self._asleep:
+            self._arm()
 
     def ingest(self, event: TokenEvent) -> None:
         """Count a token for the next frame. Never waits, never raises."""
         self._composer.ingest(event)
-        if self._wake is not None:
-            self._awaken()
+        if self._asleep:
+            self._arm()
 
     def ingest_read(self, events: Sequence[TokenEvent]) -> None:
         """Count the tokens of one read of one session. Never waits, never raises."""
         self._composer.ingest_read(events)
-        if self._wake is not None:
-            self._awaken()
+        if self._asleep:
+            self._arm()
 
     def interrupted(self, session_id: str) -> None:
         """A session's stream was cut and is to go on: frames show that it stalls."""
@@ -119,6 +125,10 @@ class Decipher:
         """Call `callback` with every frame. One that raises is reported once and goes on being called."""
         self._callbacks.append(callback)
 
+    def instant_ns(self, tick: int) -> int:
+        """When a tick was or will be due, on the monotonic clock: `frame_id` is the number of one."""
+        return tick_instant(self._start_ns, tick, self._rate_hz)
+
     def open(self, scope: TaskScope) -> None:
         """Start the ticker."""
         if self._ticker is None:
@@ -129,32 +139,44 @@ class Decipher:
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
+        if self._timer is not None:
+            self._timer.close()
         for stream in list(self._subscribers):
             stream.close()
 
     # The ticker
 
     async def _run(self) -> None:
-        start_ns = self._clock.now_ns()
-        tick = -1
-        while True:
-            if not self._composer.active:
-                await self._sleep()
-            tick = next_tick(start_ns, self._clock.now_ns(), self._rate_hz, tick)
-            await self._clock.sleep_until_ns(tick_instant(start_ns, tick, self._rate_hz))
-            tick = due_tick(start_ns, self._clock.now_ns(), self._rate_hz, tick)
-            self._publish(tick)
-
-    async def _sleep(self) -> None:
-        self._wake = asyncio.get_running_loop().create_future()
+        """Owns the timer. A tick that raises ends it, and the error is the scope's to report."""
+        self._broken = asyncio.get_running_loop().create_future()
+        self._timer = self._clock.timer(self._on_due)
+        self._start_ns, self._tick = self._clock.now_ns(), -1
         try:
-            await self._wake
+            self._arm()
+            await self._broken
         finally:
-            self._wake = None
+            self._timer.close()
+            self._timer, self._asleep = None, False
 
-    def _awaken(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+    def _arm(self) -> None:
+        """The next tick, or sleep until something is there to show."""
+        self._asleep = not self._composer.active
+        if self._timer is not None and not self._asleep:
+            now_ns = self._clock.now_ns()
+            self._tick = next_tick(self._start_ns, now_ns, self._rate_hz, self._tick)
+            self._timer.at(self.instant_ns(self._tick))
+
+    def _on_due(self) -> None:
+        """In the loop's own callback, with no task in between: a tick is late by that much less."""
+        try:
+            now_ns = self._clock.now_ns()
+            self._tick = due_tick(self._start_ns, now_ns, self._rate_hz, self._tick)
+            self._publish(self._tick)
+            self._arm()
+        except Exception as crash:
+            if self._broken is None or self._broken.done():
+                raise
+            self._broken.set_exception(crash)
 
     def _publish(self, tick: int) -> None:
         now_ns = self._clock.now_ns()

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
+
+from ollama_adapter.system.timer import Timer, open_timer
 
 monotonic_ns = time.monotonic_ns
 EPOCH_OFFSET_NS: Final = time.time_ns() - time.monotonic_ns()
@@ -26,6 +29,8 @@ class Clock(Protocol):
         self, deadline_ns: int, *, unless: asyncio.Future[None] | None = None
     ) -> None: ...
 
+    def timer(self, on_due: Callable[[], None]) -> Timer: ...
+
 
 class SystemClock:
     """The machine's own."""
@@ -34,6 +39,10 @@ class SystemClock:
 
     def now_ns(self) -> int:
         return monotonic_ns()
+
+    def timer(self, on_due: Callable[[], None]) -> Timer:
+        """For ticks, which must not be late. Belongs to the running loop; whoever asks for it closes it."""
+        return open_timer(on_due, monotonic_ns)
 
     async def sleep_until_ns(
         self, deadline_ns: int, *, unless: asyncio.Future[None] | None = None
