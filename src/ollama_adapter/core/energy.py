@@ -224,7 +224,9 @@ class EUMapper:
 
     def at(self, now_ns: int) -> float:
         """E at `now_ns`, between tokens; 0 once it is below 1/512. Reads only."""
-        energy = decayed(self.energy, now_ns - self._decay_ns, self._half_ns)
+        energy = self.energy
+        if now_ns > self._decay_ns:
+            energy = decayed(energy, now_ns - self._decay_ns, self._half_ns)
         return energy if energy >= DRAINED_BELOW else 0.0
 
     def end(self, now_ns: int) -> None:

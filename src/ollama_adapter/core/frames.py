@@ -21,6 +21,7 @@ from ollama_adapter.events import Frame, SessionFrame, State, TokenEvent
 SECOND_NS: Final = 1_000_000_000
 
 # A frame with several sessions shows the state of the most alive.
+DRAINED: Final = State.DRAINED  # looked up once: a member of an enum takes Python 0.1 µs to find
 LIVELIEST: Final = (
     State.SATURATED,
     State.FLOWING,
@@ -96,9 +97,13 @@ class _Lane:
 
     def take(self, now_ns: int) -> SessionFrame:
         """What the frame at `now_ns` says of it; counting begins anew."""
-        self.tracker.advance(now_ns)
+        tracker = self.tracker
+        if now_ns >= tracker.wake_ns:  # asked here: a call for each session and tick adds up
+            tracker.advance(now_ns)
+        if not self.tokens:
+            return SessionFrame(self.mapper.at(now_ns), tracker.state)
         shown = SessionFrame(
-            self.mapper.at(now_ns), self.tracker.state, self.tokens, self.first, self.last
+            self.mapper.at(now_ns), tracker.state, self.tokens, self.first, self.last
         )
         self.tokens, self.first, self.last, self.generated = 0, None, None, 0.0
         return shown
@@ -188,18 +193,25 @@ class FrameComposer:
         """The frame of `tick`, which is also its id. Sessions that it shows drained are dropped."""
         sessions: dict[str, SessionFrame] = {}
         generated = rate = 0.0
+        tokens = merged = 0
         parts: list[tuple[float, float]] = []
-        for session_id, lane in list(self._lanes.items()):
-            generated += lane.generated
-            fading = lane.rate_at(now_ns)
+        over: list[str] = []
+        for session_id, lane in self._lanes.items():
+            if count := lane.tokens:
+                tokens += count
+                merged += count - 1
+                generated += lane.generated
+            fading = lane.rate_at(now_ns) if lane.rate else 0.0
             shown = sessions[session_id] = lane.take(now_ns)
-            drained = shown.state is State.DRAINED and shown.energy == 0.0
+            drained = shown.energy == 0.0 and shown.state is DRAINED
             if not drained:  # nor does its weight count any more
                 parts.append((lane.weight, shown.energy))
             if fading >= DRAINED_BELOW:
                 rate += fading
             elif drained:
-                del self._lanes[session_id]
+                over.append(session_id)
+        for session_id in over:
+            del self._lanes[session_id]
         self.total_energy += generated
         skipped = 0 if self.tick is None else max(0, tick - self.tick - 1)
         self.tick = tick if self._lanes else None
@@ -207,7 +219,7 @@ class FrameComposer:
             frame_id=tick,
             monotonic_ns=now_ns,
             epoch_ms=epoch_ms,
-            new_tokens=sum(each.tokens for each in sessions.values()),
+            new_tokens=tokens,
             energy_generated=generated,
             total_energy=self.total_energy,
             energy_rate=rate,
@@ -215,7 +227,7 @@ class FrameComposer:
             state=_liveliest(sessions),
             sessions=sessions,
             queue_depth=queue_depth,
-            tokens_merged=sum(max(0, each.tokens - 1) for each in sessions.values()),
+            tokens_merged=merged,
             skipped=skipped,
             processing_ns=processing_ns,
         )

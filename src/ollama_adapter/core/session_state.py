@@ -19,6 +19,7 @@ from ollama_adapter.events import State
 HIGH: Final = 0.85
 HIGH_NS: Final = 800 * MS
 LOW: Final = 0.70
+NEVER_NS: Final = 1 << 63
 
 
 class Signal(StrEnum):
@@ -71,7 +72,7 @@ class SessionState:
         self._energy = 0.0  # right after the last token
         self._late = False  # whether the last token was
         self._high_ns: int | None = None  # since when E is at least HIGH
-        self._wake_ns = 0  # time alone brings nothing before
+        self.wake_ns = 0  # time alone brings nothing before
 
     def request(self, now_ns: int) -> None:
         self._fire(REQUEST, now_ns)
@@ -97,9 +98,9 @@ class SessionState:
             self._fire(LATE, now_ns)
         if energy < LOW:
             self._fire(EBB, now_ns)
-        self._wake_ns = now_ns + self._stall_ns
+        self.wake_ns = now_ns + self._stall_ns
         if high_ns is not None and SURGE in self._row:
-            self._wake_ns = min(self._wake_ns, high_ns + HIGH_NS)
+            self.wake_ns = min(self.wake_ns, high_ns + HIGH_NS)
             self.advance(now_ns)  # back from a stall, it may have been high for long enough
 
     def tokens_at_once(self, energies: Sequence[float]) -> None:
@@ -116,14 +117,16 @@ class SessionState:
             self._high_ns = None
         elif self._high_ns is None or lowest < HIGH:
             self._high_ns = now_ns
-            self._wake_ns = min(self._wake_ns, now_ns + HIGH_NS)
+            self.wake_ns = min(self.wake_ns, now_ns + HIGH_NS)
         self._energy, self._late = last, False
 
     def advance(self, now_ns: int) -> None:
         """Make the transitions that time alone has brought, up to and including `now_ns`."""
-        if now_ns >= self._wake_ns:
+        if now_ns >= self.wake_ns:
             while due := self._due(now_ns):
                 self._fire(*due)
+            if SILENT not in self._row:  # time alone brings nothing until the next token
+                self.wake_ns = NEVER_NS
 
     def cut(self, now_ns: int) -> None:
         """The stream was interrupted: it stalls until tokens flow again."""
