@@ -9,6 +9,7 @@ from ollama_adapter.testing.background import BackgroundOllama
 from ollama_adapter.testing.clock import ManualClock
 from ollama_adapter.testing.faults import Fault, FaultKind, Faults
 from ollama_adapter.testing.generating import Generation, Phase
+from ollama_adapter.testing.memory import Machine, Move
 from ollama_adapter.testing.model import PretendModel
 from ollama_adapter.testing.pretend import PretendOllama
 from ollama_adapter.testing.scripted import (
@@ -31,6 +32,8 @@ __all__ = [
     "FaultKind",
     "Faults",
     "Generation",
+    "Machine",
+    "Move",
     "Phase",
     "PretendModel",
     "PretendOllama",

@@ -15,6 +15,7 @@ from ollama_adapter.config import Config
 from ollama_adapter.errors import AdapterError
 from ollama_adapter.testing.faults import Fault, Faults
 from ollama_adapter.testing.generating import Generation
+from ollama_adapter.testing.memory import Move
 from ollama_adapter.testing.model import PretendModel
 from ollama_adapter.testing.pretend import PretendOllama
 from ollama_adapter.testing.scripted import ScriptedRequest
@@ -105,6 +106,33 @@ class BackgroundOllama:
     def residents(self) -> list[str]:
         """The models in memory."""
         return self._ask(lambda: self._daemon.residents)
+
+    @property
+    def moves(self) -> list[tuple[Move, str]]:
+        """What happened in memory, in order."""
+        return self._ask(lambda: self._daemon.moves)
+
+    @property
+    def taken_bytes(self) -> tuple[int, int]:
+        """Of RAM and of VRAM, by its models."""
+        return self._ask(lambda: self._daemon.taken_bytes)
+
+    @property
+    def most_bytes(self) -> tuple[int, int]:
+        """The most of RAM and of VRAM that was ever taken."""
+        return self._ask(lambda: self._daemon.most_bytes)
+
+    def grow(self, model: str, size_bytes: int) -> None:
+        """A model in memory takes so many bytes more."""
+        self._ask(lambda: self._daemon.grow(model, size_bytes))
+
+    def fall_back(self, model: str) -> None:
+        """A model in memory is not on the GPU any more."""
+        self._ask(lambda: self._daemon.fall_back(model))
+
+    def unload(self, model: str) -> None:
+        """Somebody else has unloaded a model; it goes when its last answer has ended."""
+        self._ask(lambda: self._daemon.unload(model))
 
     @property
     def requests(self) -> list[ScriptedRequest]:

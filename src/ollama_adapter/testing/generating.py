@@ -90,9 +90,9 @@ class Means:
         self.armed.strike(fault)
         self.changed()
 
-    def load(self, strike: Callable[[Fault], None]) -> Load:
+    def load(self, model: PretendModel, strike: Callable[[Fault], None]) -> Load:
         """How the next load goes, and whether there has to be one."""
-        load = Load(self.pace.load)
+        load = Load(self.pace.load if model.load_s is None else int(model.load_s * 1e9))
         for fault in self.armed.of(FaultKind.COLD_LOAD, FaultKind.LOAD_FAIL):
             strike(fault)
             load.anew = True
@@ -132,7 +132,7 @@ class Service:
         spec = dict(self._options)
         if "shift" in self._asked.body:
             spec["shift"] = self._asked.body["shift"]
-        load = self._means.load(self._strike)
+        load = self._means.load(model, self._strike)
         resident = await self._means.memory.ensure(name, model, spec, load)
         async with self._means.memory.use(resident, self._asked.keep_alive):
             self._loaded_ns = self._clock.now_ns()
@@ -158,7 +158,7 @@ class Service:
 
     def _fit(self, answer: Answer, model: PretendModel) -> None:
         """Refuse a prompt that is too long, where it must not be cut; else nobody hears that it was."""
-        room, needed = self._options.get("num_ctx", model.context_length), answer.prompt_count
+        room, needed = model.context(self._options.get("num_ctx")), answer.prompt_count
         if self._asked.body.get("truncate") is False and needed > room:
             words = f"request ({needed} tokens) exceeds the available context size ({room} tokens)"
             error = {

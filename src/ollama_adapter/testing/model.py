@@ -34,6 +34,13 @@ THOUGHT: Final = "</think>"
 UNFINISHED: Final = "\ufffd"
 """How a token that is only a part of a character is shown."""
 
+DEFAULT_CONTEXT: Final = 4096
+LAYERS: Final = 8
+HEADS: Final = 4
+HEAD_LENGTH: Final = 64
+TOKEN_BYTES: Final = LAYERS * HEADS * 2 * HEAD_LENGTH * 2
+"""What the cache of keys and values takes for each token: two bytes a number."""
+
 _TAGS: Final = re.compile("(</?think>)")
 
 
@@ -52,7 +59,9 @@ class PretendModel:
     """What a pretended model is like.
 
     `length`: how many words an answer has; None never ends. `thinking`: how many words it thinks first,
-    when it can think. `dimensions`: of an embedding.
+    when it can think. `dimensions`: of an embedding. `size_bytes`: of its file; in memory there is a cache
+    besides, for each token of the context, and `hidden_bytes` that nothing of what it says lets expect.
+    `load_s`: how long it takes to load, where that is not the daemon's to say.
     """
 
     name: str = "pretend"
@@ -62,6 +71,9 @@ class PretendModel:
     dimensions: int = 16
     context_length: int = 4096
     size_bytes: int = 400 << 20
+    hidden_bytes: int = 0
+    load_s: float | None = None
+    family: str = "pretend"
 
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 1:
@@ -72,6 +84,14 @@ class PretendModel:
     @property
     def thinks(self) -> bool:
         return "thinking" in self.capabilities
+
+    def context(self, wanted: int | None = None) -> int:
+        """How many tokens it has room for where so many are wanted."""
+        return min(DEFAULT_CONTEXT if wanted is None else max(4, wanted), self.context_length)
+
+    def memory_bytes(self, context: int) -> int:
+        """What it takes in memory."""
+        return self.size_bytes + context * TOKEN_BYTES + self.hidden_bytes
 
     @property
     def digest(self) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from ollama_adapter.config import LOOPBACK, Config, DaemonConfig, DaemonMode
+from ollama_adapter.core.names import parse_name
 from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.errors import ConfigError, PortTaken
 from ollama_adapter.system.clock import Clock, SystemClock
@@ -22,7 +23,7 @@ from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing.connection import Connection
 from ollama_adapter.testing.faults import Armed, Fault, FaultKind, Faults
 from ollama_adapter.testing.generating import Generation, Means, Pace, Phase
-from ollama_adapter.testing.memory import Memory
+from ollama_adapter.testing.memory import Machine, Memory, Move
 from ollama_adapter.testing.model import PretendModel
 from ollama_adapter.testing.routes import Desk
 from ollama_adapter.testing.scripted import ScriptedRequest
@@ -43,7 +44,7 @@ class PretendOllama:
     """Use it as a context manager. Names of models, or PretendModels, replace the three it has.
 
     `load_s`, `prompt_s` and `token_s` are how long a load, the evaluation of a prompt and a token take;
-    `num_parallel` is how many answers of one model are written at once.
+    `num_parallel` is how many answers of one model are written at once; `machine` how much memory there is.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class PretendOllama:
         version: str = "0.32.15",
         clock: Clock | None = None,
         send_buffer_bytes: int = 0,
+        machine: Machine | None = None,
     ) -> None:
         if num_parallel < 1 or min(load_s, prompt_s, token_s, send_buffer_bytes) < 0:
             raise ConfigError("a pretended daemon has one place or more, and no negative times")
@@ -68,7 +70,7 @@ class PretendOllama:
         self._generations: deque[Generation] = deque(maxlen=HISTORY)
         self._clock = clock or SystemClock()
         self._shelf = Shelf(models or MODELS)
-        self._memory = Memory(self._clock, num_parallel)
+        self._memory = Memory(self._clock, num_parallel, machine or Machine())
         pace = Pace(int(load_s * 1e9), int(prompt_s * 1e9), int(token_s * 1e9))
         self._means = Means(
             self._clock, self._memory, pace, Armed(Faults()), self.changed, self._die
@@ -143,6 +145,34 @@ class PretendOllama:
     def residents(self) -> list[str]:
         """The models in memory."""
         return list(self._memory.residents())
+
+    @property
+    def moves(self) -> list[tuple[Move, str]]:
+        """What happened in memory, in order."""
+        self._memory.residents()  # what has gone unseen is found out now
+        return list(self._memory.moves)
+
+    @property
+    def taken_bytes(self) -> tuple[int, int]:
+        """Of RAM and of VRAM, by its models."""
+        return self._memory.taken()
+
+    @property
+    def most_bytes(self) -> tuple[int, int]:
+        """The most of RAM and of VRAM that was ever taken."""
+        return self._memory.most
+
+    def grow(self, model: str, size_bytes: int) -> None:
+        """A model in memory takes so many bytes more."""
+        self._memory.change(parse_name(model).key, grows_bytes=size_bytes)
+
+    def fall_back(self, model: str) -> None:
+        """A model in memory is not on the GPU any more."""
+        self._memory.change(parse_name(model).key, to_cpu=True)
+
+    def unload(self, model: str) -> None:
+        """Somebody else has unloaded a model; it goes when its last answer has ended."""
+        self._memory.unload(parse_name(model).key)
 
     @property
     def requests(self) -> list[ScriptedRequest]:

@@ -151,7 +151,7 @@ class Desk:
     async def _load(
         self, name: str, model: PretendModel, asked: Asked, options: Mapping[str, Any]
     ) -> None:
-        load = self._means.load(self._means.strike)
+        load = self._means.load(model, self._means.strike)
         spec = dict(options) | ({"shift": asked.body["shift"]} if "shift" in asked.body else {})
         resident = await self._means.memory.ensure(name, model, spec, load)
         async with self._means.memory.use(resident, asked.keep_alive):
@@ -168,7 +168,7 @@ class Desk:
         options = values.decode_options(body.get("options", {}))
         clock, memory = self._means.clock, self._means.memory
         began_ns = clock.now_ns()
-        load = self._means.load(self._means.strike)
+        load = self._means.load(model, self._means.strike)
         resident = await memory.ensure(name, model, options, load)
         loaded_ns = clock.now_ns()
         kept = body.get("keep_alive")
