@@ -69,6 +69,7 @@ async def real(home: Path, anyio_backend: object) -> AsyncIterator[OllamaAdapter
     """The embedded daemon with a real model in a real runner."""
     settings = config(DaemonMode.EMBEDDED, {"abort_s": WATCHDOG_S, "buffer_tokens": 4})
     async with OllamaAdapter(settings) as adapter:
+        await adapter.pool.ensure_loaded(MODEL)  # so that nothing of the pool's is begun by a test
         yield adapter
 
 
@@ -145,7 +146,8 @@ async def test_it_is_confirmed_in_every_phase(real: OllamaAdapter) -> None:
     fresh = real.generate_stream(MODEL, "x")
     receipt = await abort(real, fresh)
     assert (receipt.phase, receipt.confirmed, receipt.idle_ms) == (Phase.NOT_STARTED, True, 0.0)
-    loading = real.generate_stream(MODEL, "x", num_ctx=300)  # a context of its own is a new load
+    await real.pool.unload(MODEL)
+    loading = real.generate_stream(MODEL, "x")
     async with asyncio.TaskGroup() as group:
         reader = group.create_task(collect(loading))
         await until(lambda: real.pool.is_loading(MODEL))

@@ -547,15 +547,20 @@ async def test_with_keep_alive_0_the_prompt_itself_loads_the_model() -> None:
         assert [each["prompt"] for each in posts] == ["p"], "an empty request would unload it"
 
 
-async def test_loads_with_different_options_are_different_loads() -> None:
+async def test_generations_with_other_options_than_the_first_are_given_its_model_and_told() -> None:
     async with served(saying("a")) as (adapter, daemon):
         async with asyncio.TaskGroup() as group:
-            for num_ctx in (2048, 8192, 2048):
+            answers = [
                 group.create_task(adapter.generate("m", "p", num_ctx=num_ctx, shift=False))
-        loads = [r.json() for r in daemon.requests if r.path == "/api/generate"]
-        loads = [each for each in loads if not each["prompt"]]
-    assert sorted(each["options"]["num_ctx"] for each in loads) == [2048, 8192]
-    assert [each["shift"] for each in loads] == [False, False]
+                for num_ctx in (2048, 8192, 2048)
+            ]
+        posts = [r.json() for r in daemon.requests if r.path == "/api/generate"]
+    loads = [each for each in posts if not each["prompt"]]
+    assert [(each["options"]["num_ctx"], each["shift"]) for each in loads] == [(2048, False)]
+    assert {each["options"]["num_ctx"] for each in posts} == {2048}, "else it is loaded anew"
+    told = [each.result().statistics.notes for each in answers]
+    assert [len(each) for each in told] == [0, 1, 0]
+    assert "num_ctx=8192 was not used" in told[1][0]
 
 
 async def test_a_reader_that_waits_is_no_silence_of_the_daemon() -> None:

@@ -179,12 +179,13 @@ async def test_an_embedding_model_is_loaded_by_an_embedding() -> None:
     daemon = Loading(shown=json_response({"capabilities": ["embedding"]}))
     async with pooling(daemon) as (pool, _):
         await pool.ensure_loaded("m")
-        assert repr(pool) == "<ModelPool 1 resident, 0 loading>"
+        assert repr(pool) == "<ModelPool 1 resident, 0 busy, 0 loading, 0 MiB>"
     assert [each.path for each in daemon.requests] == [
         "/api/show",
         "/api/tags",
         "/api/ps",
         "/api/embed",
+        "/api/ps",
     ]
 
 

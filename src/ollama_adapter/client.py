@@ -64,7 +64,7 @@ class OllamaClient:
     async def delete(self, model: str) -> None:
         await self._call("DELETE", "/api/delete", {"model": model}, model=model)
 
-    async def load(self, request: Request, answer_s: float) -> dict[str, Any]:
+    async def load(self, request: Request, answer_s: float | None) -> dict[str, Any]:
         """Send a request that only loads. Raises RemoteModelRefused where it loads somewhere else."""
         answer = await self._fetch("POST", request.path, request.body, request.model, answer_s)
         if answer.get("remote_host"):
@@ -121,7 +121,7 @@ class OllamaClient:
         path: str,
         body: bytes,
         model: str,
-        answer_s: float,
+        answer_s: float | None,
         max_bytes: int = MAX_BODY_BYTES,
     ) -> dict[str, Any]:
         response = await fetch(

@@ -317,7 +317,7 @@ def test_a_gpu_takes_the_whole_model_or_what_it_has_room_for() -> None:
             [held("p", 3.0, pinned=True), held("f", 3.0, foreign=True), held("i", 1.0)],
             limits(),
             "it takes 4.0 GiB, and 2.0 GiB of RAM can be had: the rest of the budget is taken by "
-            "pinned models (p) and models that somebody else has loaded (f)",
+            "pinned models (p) and models that are not ours to unload (f)",
         ),
         (
             needing(GIB),

@@ -32,7 +32,7 @@ class Resident:
     busy: bool = False
     pinned: bool = False
     foreign: bool = False
-    """Somebody else has loaded it."""
+    """It is not ours to unload."""
     load_s: float | None = None
 
     @property
@@ -251,7 +251,7 @@ class _Scene:
             f"{words} ({', '.join(names)})"
             for words, names in (
                 ("pinned models", pinned),
-                ("models that somebody else has loaded", foreign),
+                ("models that are not ours to unload", foreign),
                 ("models at work", busy),
             )
             if names

@@ -15,7 +15,7 @@ import msgspec
 
 from ollama_adapter.config import Reloading
 from ollama_adapter.core.requests import Request
-from ollama_adapter.core.vocabulary import RELOADING
+from ollama_adapter.core.vocabulary import COMMON, OPTIONS, RELOADING, check, unknown
 from ollama_adapter.errors import InvalidRequest
 
 LEAST_CONTEXT: Final = 4
@@ -64,6 +64,15 @@ class Settled:
     reloading: Mapping[str, Any]
     anew: bool = False
     notes: tuple[str, ...] = ()
+
+
+def check_options(reloading: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for one that does not decide how a model is loaded, or is ill-typed."""
+    kinds = {name: OPTIONS[name] for name in RELOADING} | {"shift": COMMON["shift"]}
+    for name, value in reloading.items():
+        if name not in kinds:
+            raise unknown("option of a load", name, kinds)
+        check(name, kinds[name], value)
 
 
 def settle(model: str, asked: Mapping[str, Any], held: Held, policy: Reloading) -> Settled:

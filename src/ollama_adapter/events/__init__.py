@@ -26,6 +26,7 @@ from ollama_adapter.events.pool import (
     PullReceipt,
     PullStage,
     ResidencyChange,
+    ResidentModel,
     Substitution,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "PullReceipt",
     "PullStage",
     "ResidencyChange",
+    "ResidentModel",
     "Seam",
     "SessionFrame",
     "Source",

@@ -116,6 +116,24 @@ class PullReceipt:
     sandbox: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ResidentModel:
+    """A model in memory, as far as the pool knows. `users` is how many requests of ours work with it.
+
+    `foreign`: this adapter has not loaded it. `until_ns` is when its keep-alive ends, on the monotonic clock,
+    unless it is used before; 0: not known.
+    """
+
+    model: str
+    footprint: Footprint
+    num_ctx: int
+    users: int
+    pinned: bool
+    foreign: bool
+    last_used_ns: int
+    until_ns: int
+
+
 class Change(StrEnum):
     """What has become of a model in memory."""
 

@@ -2,5 +2,6 @@
 
 from ollama_adapter.pool.keeper import ModelPool
 from ollama_adapter.pool.lease import Lease
+from ollama_adapter.pool.surroundings import Surroundings
 
-__all__ = ["Lease", "ModelPool"]
+__all__ = ["Lease", "ModelPool", "Surroundings"]

@@ -15,13 +15,12 @@ class Lease:
 
     `request` is what is to be sent: with the model that serves, and the reloading options that it has.
     `notes` say in words what was changed on the way. `warm`: it was in memory when the request came.
-    `vram_share` in [0, 1] is how much of it is on GPUs; None where that is not known. `lapsed`: its daemon
-    has ended, and the model with it.
+    `vram_share` in [0, 1] is how much of it is on GPUs; None where that is not known.
     """
 
     __slots__ = (
         "_give_back",
-        "lapsed",
+        "_is_held",
         "notes",
         "queued_ms",
         "request",
@@ -33,7 +32,8 @@ class Lease:
     def __init__(
         self,
         request: Request,
-        give_back: Callable[[Lease], None],
+        give_back: Callable[[], None],
+        is_held: Callable[[], bool],
         *,
         warm: bool,
         queued_ms: float = 0.0,
@@ -41,8 +41,8 @@ class Lease:
         substitution: Substitution | None = None,
         vram_share: float | None = None,
     ) -> None:
-        self._give_back: Callable[[Lease], None] | None = give_back
-        self.lapsed = False
+        self._give_back: Callable[[], None] | None = give_back
+        self._is_held = is_held
         self.vram_share = vram_share
         self.request = request
         self.warm = warm
@@ -60,14 +60,14 @@ class Lease:
 
     @property
     def valid(self) -> bool:
-        """The model is still held in memory."""
-        return self._give_back is not None and not self.lapsed
+        """The model is still held in memory; not where its daemon has ended, and the model with it."""
+        return self._give_back is not None and self._is_held()
 
     def release(self) -> None:
         """The model is not needed any more: its keep-alive begins. Idempotent, and never waits."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
-            give_back(self)
+            give_back()
 
     def __enter__(self) -> Self:
         return self

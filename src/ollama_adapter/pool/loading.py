@@ -1,0 +1,161 @@
+"""A plan, followed: evict whom it names, load, and compare with the plan what the daemon then lists."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Final
+
+from ollama_adapter.core.amounts import gib
+from ollama_adapter.core.durations import keep_alive_ns
+from ollama_adapter.core.ledger import Entry, Ledger
+from ollama_adapter.core.requests import load_request
+from ollama_adapter.events import (
+    Change,
+    Eviction,
+    Footprint,
+    LoadPhase,
+    LoadPlan,
+    LoadProgress,
+    ResidencyChange,
+)
+from ollama_adapter.pool.catalogue import Catalogue
+from ollama_adapter.pool.herald import Herald
+from ollama_adapter.pool.line import Errand, Line, Stage
+from ollama_adapter.pool.moving import Mover, weights_of
+from ollama_adapter.pool.planner import Planner
+from ollama_adapter.pool.surroundings import Surroundings
+from ollama_adapter.system.clock import Clock
+
+REMEMBERED: Final = 256
+
+
+class Loader:
+    """Works for one errand at a time. `done` are the plans as they were carried out, the latest last."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        catalogue: Catalogue,
+        ledger: Ledger,
+        planner: Planner,
+        line: Line,
+        mover: Mover,
+        clock: Clock,
+        herald: Herald,
+    ) -> None:
+        self._surroundings = surroundings
+        self._catalogue = catalogue
+        self._ledger = ledger
+        self._planner = planner
+        self._line = line
+        self._mover = mover
+        self._clock = clock
+        self._herald = herald
+        self.done: deque[LoadPlan] = deque(maxlen=REMEMBERED)
+
+    def __repr__(self) -> str:
+        return f"<Loader, {len(self.done)} plans carried out>"
+
+    async def follow(self, errand: Errand, plan: LoadPlan) -> Entry | None:
+        """The model in memory; None where that has to be planned anew, with what was learned meanwhile."""
+        errand.stage = Stage.MOVING
+        evicted = [each for each in plan.evict if await self._evict(each)]
+        errand.closing = frozenset()
+        if len(evicted) < len(plan.evict):
+            return None
+        entry = await self._load(errand, plan)
+        self.done.append(replace(plan, takes=entry.footprint))
+        if self._holds(entry, plan):
+            return entry
+        why = f"it takes {gib(entry.footprint.total)}, which is more than was planned"
+        await self._evict(Eviction(entry.name, entry.footprint, why))
+        return None
+
+    async def confirm(self, errand: Errand, entry: Entry) -> bool:
+        """Make sure that a model which is listed is there, and stays; whether we knew that it was."""
+        errand.stage = Stage.MOVING
+        was_there = not (entry.doubtful or entry.missing)
+        if self._keep_alive(errand) != 0:
+            entry.loading = True
+            await self._send(errand, entry, None)
+        return was_there
+
+    async def _evict(self, eviction: Eviction) -> bool:
+        entry = self._ledger.find(eviction.model.lower())
+        if entry is None:
+            return True
+        embeds = self._catalogue.embeds(entry.key)
+        return await self._mover.evict(entry, Change.EVICTED, eviction.reason, embeds=embeds)
+
+    async def _load(self, errand: Errand, plan: LoadPlan) -> Entry:
+        entry = Entry(
+            errand.model,
+            errand.key,
+            self._catalogue.digest(errand.key),
+            errand.options,
+            plan.takes,
+            plan.num_ctx,
+            loading=True,
+        )
+        self._ledger.entries[errand.key] = entry
+        if (
+            self._keep_alive(errand) == 0
+        ):  # an empty request would unload it: the prompt itself loads it
+            entry.loading = False
+            return entry
+        began_ns = self._clock.now_ns()
+        await self._send(errand, entry, plan.expected_s)
+        entry.load_s = (self._clock.now_ns() - began_ns) / 1e9
+        self._planner.learn(entry)
+        self._tell(entry, Change.LOADED, plan.reason)
+        if entry.listed and entry.footprint.vram < plan.takes.vram:
+            why = f"{gib(entry.footprint.ram)} of it are in RAM, and should be on the GPU"
+            self._tell(entry, Change.FELL_BACK_TO_CPU, why)
+        return entry
+
+    def _keep_alive(self, errand: Errand) -> int:
+        """In nanoseconds, as the wish of all who wait."""
+        pinned = errand.key in self._planner.pinned
+        return keep_alive_ns(-1 if pinned else errand.keep_alive)
+
+    async def _send(self, errand: Errand, entry: Entry, expected_s: float | None) -> None:
+        """The request that loads; afterwards the entry is as the daemon lists it."""
+        keep_alive = -1 if errand.key in self._planner.pinned else errand.keep_alive
+        embeds = self._catalogue.embeds(errand.key)
+        request = load_request(errand.model, keep_alive, entry.reloading, embedding=embeds)
+        weights = weights_of(self._catalogue.known(errand.key))
+        began_ns = self._clock.now_ns()
+
+        def tell() -> None:
+            elapsed_s = (self._clock.now_ns() - began_ns) / 1e9
+            self._herald.tell_all(
+                errand,
+                LoadProgress(
+                    errand.model, LoadPhase.LOADING, elapsed_s=elapsed_s, expected_s=expected_s
+                ),
+            )
+
+        tell()
+        try:
+            await self._mover.load(request, self._surroundings.activity, weights, tell)
+            entry.use(self._clock.now_ns(), keep_alive_ns(keep_alive))
+            await self._mover.refresh()
+            entry.doubtful = entry.stuck = False
+        except BaseException:
+            entry.doubtful, entry.until_ns = True, 0
+            raise
+        finally:
+            entry.loading = False
+            self._line.changed()
+
+    def _holds(self, entry: Entry, plan: LoadPlan) -> bool:
+        """Whether the model is as large as planned, or at least within the budget."""
+        room, taken, takes = plan.budget, self._ledger.taken(), entry.footprint
+        if not room.vram:
+            taken, takes = Footprint(taken.total), Footprint(takes.total)
+        return plan.advisory or takes.fits(plan.takes) or taken.fits(room)
+
+    def _tell(self, entry: Entry, change: Change, why: str) -> None:
+        now_ns = self._clock.now_ns()
+        self._herald.publish(ResidencyChange(entry.name, change, entry.footprint, why, now_ns))

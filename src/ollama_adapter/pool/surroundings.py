@@ -1,0 +1,49 @@
+"""What a pool is told of the world it works in: how much it may use, whose daemon it is, who pulls."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ollama_adapter.core.requests import Request
+from ollama_adapter.core.tiers import Limits
+from ollama_adapter.errors import AdapterError
+from ollama_adapter.events import Footprint, LoadProgress, Substitution
+
+Progress = Callable[[LoadProgress], None]
+Pull = Callable[[str, Progress], Awaitable[None]]
+"""Downloads a model. Raises PullFailed, PullRefused."""
+Activity = Callable[[str], Awaitable[float | None]]
+"""A number that moves while the runner of these weights (the name of their file) works; None: not known."""
+Substitutes = Callable[[Request, AdapterError], Awaitable[Sequence[Substitution]]]
+"""What may answer in place of a model that cannot be had, the best one first."""
+
+_EVERYTHING: Final = 1 << 60
+UNLIMITED: Final = Limits(Footprint(_EVERYTHING), _EVERYTHING, 1 << 30, 1 << 30, (0.0, None))
+
+
+def _unlimited() -> Limits:
+    return UNLIMITED
+
+
+def _own() -> bool:
+    return False
+
+
+async def _unknown(_: str) -> float | None:
+    return None
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """The seams of a pool. `limits` and `shared` are asked anew for every plan.
+
+    `shared`: others use the daemon, too, and no budget binds them: ours is advisory then.
+    """
+
+    limits: Callable[[], Limits] = _unlimited
+    shared: Callable[[], bool] = _own
+    activity: Activity = _unknown
+    pull: Pull | None = None
+    substitutes: Substitutes | None = None

@@ -1,0 +1,44 @@
+"""Looks now and then at what is in memory: somebody else may unload a model, or a GPU lose it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from ollama_adapter.core.ledger import Ledger
+from ollama_adapter.errors import AdapterError
+from ollama_adapter.pool.admission import Admission
+from ollama_adapter.system.clock import Clock
+from ollama_adapter.system.scope import TaskScope, is_orphan
+
+
+class Watch:
+    """Runs while something is believed to be in memory, and no longer."""
+
+    def __init__(
+        self, admission: Admission, ledger: Ledger, scope: TaskScope, clock: Clock, every_s: float
+    ) -> None:
+        self._admission = admission
+        self._ledger = ledger
+        self._scope = scope
+        self._clock = clock
+        self._every_ns = int(every_s * 1e9)
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Watch every {self._every_ns / 1e9:g} s>"
+
+    def ensure_started(self) -> None:
+        if not self._every_ns:
+            return
+        task = self._task
+        if task is None or task.done() or is_orphan(task):
+            self._task = self._scope.spawn(self._run(), "residency watch")
+
+    async def _run(self) -> None:
+        while self._ledger.entries:
+            await self._clock.sleep_until_ns(self._clock.now_ns() + self._every_ns)
+            with contextlib.suppress(
+                AdapterError
+            ):  # whether it is alive is its supervisor's business
+                await self._admission.look()
