@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_adapter.config import Reloading
-from ollama_adapter.core.reloading import Held, Settled, readdress, settle
+from ollama_adapter.core.reloading import Held, Settled, check_options, readdress, settle
 from ollama_adapter.core.requests import (
     Request,
     chat_request,
@@ -101,6 +101,23 @@ def test_a_refusal_says_what_to_do() -> None:
     with pytest.raises(InvalidRequest, match="in memory with num_ctx=2048") as caught:
         settle("m", {"num_ctx": 4096}, LOADED, REFUSE)
     assert "pool.reloading" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_ctx": "many"}, "num_ctx must be an integer"),
+        ({"temperature": 1.0}, "no option of a load temperature"),
+        ({"shift": 1}, "shift must be True or False"),
+    ],
+)
+def test_what_decides_no_load_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        check_options(options)
+
+
+def test_what_decides_a_load_is_not() -> None:
+    check_options({"num_ctx": 64, "use_mmap": False, "shift": True})
 
 
 # The request
