@@ -61,7 +61,7 @@ async def test_what_the_daemon_lists_counts_and_not_what_was_planned() -> None:
 
 
 async def test_a_busy_model_is_waited_for_and_closed_to_newcomers() -> None:
-    async with rig(A, B, limits=bounds(300)) as run, asyncio.TaskGroup() as group:
+    async with rig(A, B, limits=bounds(250)) as run, asyncio.TaskGroup() as group:
         first, second = await run.acquire("a"), await run.acquire("a")
         waiting = group.create_task(run.acquire("b"))
         await until(lambda: run.progress[-1].position == 1)
@@ -169,7 +169,7 @@ async def test_a_model_that_turns_out_too_large_is_unloaded_again_and_known_from
 async def test_a_shared_daemon_is_told_of_the_budget_and_loads_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with rig(A, model("big", 900), limits=bounds(300), shared=True) as run:
+    async with rig(A, model("big", 900), limits=bounds(250), shared=True) as run:
         held = await run.acquire("a")
         plan = await run.pool.plan("big")
         assert plan.fits and plan.advisory
@@ -246,7 +246,7 @@ async def test_a_model_that_was_deleted_while_in_memory_keeps_its_place_until_it
     None
 ):
     clock = ManualClock()
-    async with rig(A, B, limits=bounds(300), clock=clock) as run:
+    async with rig(A, B, limits=bounds(250), clock=clock) as run:
         await run.generate("a")
         await run.pool._catalogue._client.delete("a")
         with pytest.raises(BudgetExceeded, match="not ours to unload"):

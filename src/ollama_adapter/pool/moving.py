@@ -127,7 +127,7 @@ class Mover:
     ) -> None:
         quiet_s, seen = 0.0, None
         while True:
-            step_s = min(LOOK_S, self._load_s - quiet_s)
+            step_s = min(LOOK_S, self._load_s / 4)
             done, _ = await asyncio.wait([task], timeout=step_s)
             if done:
                 return
