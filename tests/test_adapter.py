@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from ollama_adapter import (
     DaemonMode,
     Finish,
     OllamaAdapter,
+    PoolConfig,
     Source,
     StreamConfig,
+    Tier,
 )
 from ollama_adapter.errors import (
     AdapterError,
@@ -109,6 +112,18 @@ async def test_health_tells_how_the_promises_have_been_kept() -> None:
         kept = (await adapter.health()).guarantees
     counts = {each.name: each.met + each.missed for each in kept}
     assert counts == {"ttft warm": 1, "ttft cold": 1, "throughput": 0, "handling": 2}
+
+
+@pytest.mark.parametrize(("tier", "floor"), [(Tier.LOW, 5.0), (Tier.HIGH, 30.0)])
+async def test_the_throughput_that_is_expected_is_the_machines(tier: Tier, floor: float) -> None:
+    """And the velocity's is not: the energy of an answer is the same on every machine."""
+    async with served(saying("a", "b")) as (_, daemon):
+        config = replace(config_for(daemon), pool=PoolConfig(tier=tier))
+        async with OllamaAdapter(config) as adapter:
+            assert adapter.verdict.tier is tier
+            tokens = adapter.generate_stream("m", "p")
+            await collect(tokens)
+    assert tokens.statistics.guarantees[1].limit == floor
 
 
 async def test_nothing_is_sent_before_the_first_step() -> None:

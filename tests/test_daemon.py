@@ -18,7 +18,8 @@ import psutil
 import pytest
 from anyio.lowlevel import checkpoint
 
-from ollama_adapter.config import DaemonConfig, DaemonMode
+from ollama_adapter import OllamaAdapter
+from ollama_adapter.config import Config, DaemonConfig, DaemonMode, PoolConfig
 from ollama_adapter.core.lifecycle import DaemonState
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import (
@@ -139,6 +140,19 @@ async def test_the_spawned_daemon_gets_an_environment_of_ours_only(
     assert environment["HOME"] != os.environ["HOME"]
     strangers = {"HTTP_PROXY", "LLAMA_ARG_TOOLS", "OLLAMA_DEBUG", "OLLAMA_API_KEY", "SECRET"}
     assert not strangers & set(environment)
+
+
+@pytest.mark.parametrize(("users", "given"), [("", "5"), ("2", "2")])
+async def test_the_spawned_daemon_keeps_as_many_models_as_the_tier_says(
+    place: Path, monkeypatch: pytest.MonkeyPatch, users: str, given: str
+) -> None:
+    if users:
+        monkeypatch.setenv("OLLAMA_MAX_LOADED_MODELS", users)
+    installed = Installed(place)
+    config = Config(daemon=installed.config(), pool=PoolConfig(resident_models=5))
+    async with OllamaAdapter(config):
+        environment = json.loads(installed.read("environment"))
+    assert environment["OLLAMA_MAX_LOADED_MODELS"] == given
 
 
 async def test_a_daemon_that_ignores_sigterm_is_killed(place: Path) -> None:

@@ -20,6 +20,7 @@ from ollama_adapter.core.energy import EUMapper, profile_for
 from ollama_adapter.core.guarantees import Tally
 from ollama_adapter.core.lifecycle import DaemonState
 from ollama_adapter.core.requests import Request, chat_request, embed_request, generate_request
+from ollama_adapter.core.tiers import judge_tier
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.decipher import Decipher
@@ -31,6 +32,7 @@ from ollama_adapter.session import Session
 from ollama_adapter.stream import SessionRegistry, TokenStream
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock, SystemClock
+from ollama_adapter.system.hardware import hardware
 from ollama_adapter.system.runners import look
 from ollama_adapter.system.scope import TaskScope
 
@@ -50,13 +52,18 @@ class OllamaAdapter:
         decipher: Decipher | None = None,
     ) -> None:
         self.config = settings.load_config() if config is None else config
+        self.verdict = judge_tier(hardware(), self.config.pool)
         self._clock = clock or SystemClock()
         self._decipher = decipher
         self._profile = profile_for(self.config.energy.profile, self.config.energy.tier)
         self._scope = TaskScope()
         keep_alive = wire_keep_alive(self.config.pool.keep_alive)
         self.daemon = OllamaDaemon(
-            self.config.daemon, self._scope, self._clock, _go_duration(keep_alive)
+            self.config.daemon,
+            self._scope,
+            self._clock,
+            _go_duration(keep_alive),
+            self._daemon_defaults,
         )
         self.client = OllamaClient(self.daemon.dial, self.config.stream.connect_s)
         self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock)
@@ -67,7 +74,7 @@ class OllamaAdapter:
         self._aborter = Aborter(
             self.config.stream, self._sessions, self.daemon, self.client, self.pool, self._clock
         )
-        self.tally = Tally(self.config.energy.tier)
+        self.tally = Tally(self.verdict.tier, gpu=self.verdict.has_gpu)
         self._closed = False
         self.daemon.last_token_ns = self._sessions.last_token_ns
         if decipher is not None:
@@ -75,6 +82,9 @@ class OllamaAdapter:
 
     def __repr__(self) -> str:
         return f"<OllamaAdapter {len(self._sessions)} sessions, {self.daemon!r}>"
+
+    def _daemon_defaults(self) -> dict[str, str]:
+        return {"OLLAMA_MAX_LOADED_MODELS": str(self.verdict.limits.resident)}
 
     # The contract
 

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 from ollama_adapter.config import LOOPBACK, DaemonConfig
@@ -41,18 +41,23 @@ log = logging.getLogger("ollama_adapter")
 
 
 class OllamaDaemon:
-    """One daemon for one application. `keep_alive` is the default that a spawned one is given.
+    """One daemon for one application. `keep_alive` and `defaults` are what a spawned one goes by.
 
     `last_token_ns` tells when the latest token of any session arrived: then the daemon lives.
     """
 
     def __init__(
-        self, config: DaemonConfig, scope: TaskScope, clock: Clock, keep_alive: str = "5m"
+        self,
+        config: DaemonConfig,
+        scope: TaskScope,
+        clock: Clock,
+        keep_alive: str = "5m",
+        defaults: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._config = config
         self._scope = scope
         self._clock = clock
-        self._launcher = Launcher(config, scope, clock, keep_alive)
+        self._launcher = Launcher(config, scope, clock, keep_alive, defaults)
         self._backoff = Backoff(
             BackoffPolicy(
                 config.restart_base_s, config.restart_cap_s, config.restart_tries, config.stable_s

@@ -63,6 +63,7 @@ def test_a_machine(hardware: Hardware, tier: Tier, budget: tuple[float, float]) 
     verdict = judge_tier(hardware, PoolConfig())
     assert (verdict.tier, verdict.detected, verdict.overridden) == (tier, tier, ())
     assert verdict.limits.budget == Footprint(int(budget[0] * GIB), int(budget[1] * GIB))
+    assert verdict.has_gpu is (hardware.vram_bytes > 0)
     assert (verdict.limits.parallel, verdict.limits.resident) == (
         TIERS[tier].parallel,
         TIERS[tier].resident,

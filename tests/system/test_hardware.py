@@ -251,6 +251,15 @@ def test_apples_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (found.ram_bytes, found.vram_bytes, found.unified) == (32 * GIB, 32 * GIB, True)
 
 
+def test_the_kernels_own_figure(machine: Machine) -> None:
+    files = {"proc/meminfo": "MemTotal:        1024 kB\nMemFree:          512 kB\n"}
+    assert detect(machine(files)).ram_bytes == 1 << 20
+
+
+def test_memory_without_the_kernels_figure(tmp_path: Path) -> None:
+    assert detect(tmp_path).ram_bytes == psutil.virtual_memory().total
+
+
 def test_memory_that_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise psutil.Error

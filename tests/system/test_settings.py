@@ -205,6 +205,17 @@ def test_a_daemon_gets_nothing_of_the_environment_but_what_is_allowed(
     }
 
 
+def test_what_the_user_sets_counts_before_our_defaults(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "2")
+    defaults = {"OLLAMA_NUM_PARALLEL": "1", "OLLAMA_MAX_LOADED_MODELS": "6", "OLLAMA_HOST": "x"}
+    environment = settings.daemon_environment(5000, home / "models", "5m", defaults)
+    assert environment["OLLAMA_NUM_PARALLEL"] == "2"
+    assert environment["OLLAMA_MAX_LOADED_MODELS"] == "6"
+    assert environment["OLLAMA_HOST"] == "127.0.0.1:5000"
+
+
 def test_the_home_of_a_daemon_is_made_and_private(home: Path) -> None:
     environment = settings.daemon_environment(5000, home / "a/b/models", "5m")
     assert Path(environment["HOME"]).stat().st_mode & 0o777 == 0o700

@@ -71,6 +71,10 @@ class TierVerdict:
     overridden: tuple[str, ...] = ()
     unified: bool = False
 
+    @property
+    def has_gpu(self) -> bool:
+        return self.unified or self.limits.budget.vram > 0
+
     def __repr__(self) -> str:
         return f"<TierVerdict {self.reason}>"
 

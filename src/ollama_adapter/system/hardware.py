@@ -62,7 +62,7 @@ def cores(root: Path = ROOT) -> int:
 
 def _ram(root: Path, total: int | None) -> int:
     if total is None:
-        total = _physical()
+        total = _physical(root)
     for directory in _cgroups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             (limit,) = _words(directory / name, 1)
@@ -71,9 +71,13 @@ def _ram(root: Path, total: int | None) -> int:
     return total
 
 
-def _physical() -> int:
-    import psutil  # here and not above: nothing is imported before it is needed
-
+def _physical(root: Path) -> int:
+    if match := re.search(r"^MemTotal: +(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE):
+        return int(match[1]) * 1024
+    try:
+        import psutil  # here and not above: on Linux it is not needed for this
+    except (ImportError, OSError):  # there may be no file left to open
+        return 0
     with contextlib.suppress(psutil.Error, OSError, RuntimeError):
         return int(psutil.virtual_memory().total)
     return 0

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -80,12 +80,18 @@ class Launcher:
     """Knows how this application may get a daemon."""
 
     def __init__(
-        self, config: DaemonConfig, scope: TaskScope, clock: Clock, keep_alive: str
+        self,
+        config: DaemonConfig,
+        scope: TaskScope,
+        clock: Clock,
+        keep_alive: str,
+        defaults: Callable[[], Mapping[str, str]],
     ) -> None:
         self._config = config
         self._scope = scope
         self._clock = clock
         self._keep_alive = keep_alive
+        self._defaults = defaults
         self._run_files = RunFiles.of_this_user()
         self._told = False
 
@@ -157,7 +163,9 @@ class Launcher:
         for last in (False,) * (PORT_TRIES - 1) + (True,):
             port = find_free_port()
             store = settings.models_dir(self._config)
-            environment = settings.daemon_environment(port, store, self._keep_alive)
+            environment = settings.daemon_environment(
+                port, store, self._keep_alive, self._defaults()
+            )
             check_store(store)
             self._tell_of_others()
             child = await self._jailed(argv, environment, port)

@@ -127,8 +127,13 @@ def _daemon_home() -> Path:
     return platformdirs.user_state_path(APPLICATION) / "home"
 
 
-def daemon_environment(port: int, store: Path, keep_alive: str) -> dict[str, str]:
-    """The whole environment of a spawned daemon: 127.0.0.1, no cloud, a home of its own."""
+def daemon_environment(
+    port: int, store: Path, keep_alive: str, defaults: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The whole environment of a spawned daemon: 127.0.0.1, no cloud, a home of its own.
+
+    `defaults` is what it gets where this process's environment does not say otherwise.
+    """
     home = _daemon_home()
     check_places(store)
     try:
@@ -140,7 +145,7 @@ def daemon_environment(port: int, store: Path, keep_alive: str) -> dict[str, str
             hint="set XDG_STATE_HOME and OLLAMA_MODELS to directories that you may write",
         ) from error
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    return passed_on | {
+    return {**(defaults or {}), **passed_on} | {
         "HOME": str(home),
         "TMPDIR": str(home),
         "PATH": "/usr/local/bin:/usr/bin:/bin",
