@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ollama_adapter.core import gguf
+from ollama_adapter.core.footprint import Facts, facts_of, need
 from ollama_adapter.embedded.records import timestamp
 from ollama_adapter.embedded.scheduler import Loaded
 from ollama_adapter.embedded.store import TINYDOC_NOTE, Model
@@ -67,23 +68,29 @@ def tag(model: Model, header: gguf.Header | None) -> dict[str, Any]:
 
 
 def resident(loaded: Loaded, header: gguf.Header) -> dict[str, Any]:
-    """One entry of /api/ps. `size` counts the weights and an f16 cache of keys and values."""
+    """One entry of /api/ps. `size` is the most that the runner takes: an estimate, for we see no process."""
     spec = loaded.spec
-    layers, width = header.number("block_count"), header.number("embedding_length")
-    heads = header.number("attention.head_count") or 1
-    shared = (header.number("attention.head_count_kv") or heads) / heads
-    cache = int(2 * 2 * layers * width * shared * spec.n_ctx * spec.parallel)
     name = str(loaded.model.name)
+    needed = need(facts(loaded.model, header), spec.n_ctx, spec.parallel, batch=spec.n_batch)
     return {
         "name": name,
         "model": name,
-        "size": loaded.model.size + cache,
+        "size": needed.total,
         "digest": loaded.model.digest,
         "details": details(loaded.model, header),
         "expires_at": timestamp(int(loaded.expires * 1e9)),
         "size_vram": 0,
         "context_length": spec.n_ctx,
     }
+
+
+def facts(model: Model, header: gguf.Header) -> Facts:
+    """What decides how much memory the model takes; more of it than /api/show has room for."""
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    info = {**header.metadata, "general.parameter_count": header.parameters}
+    if isinstance(tokens, gguf.Array):
+        info[f"{header.architecture}.vocab_size"] = tokens.count
+    return facts_of(tag(model, header), {"model_info": info})
 
 
 def parameters_text(parameters: dict[str, Any]) -> str:
