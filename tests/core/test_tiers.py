@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ollama_adapter.config import PoolConfig, Tier
 from ollama_adapter.core.guarantees import TPS_FLOOR
-from ollama_adapter.core.tiers import GIB, SHARE, TIERS, Hardware, judge_tier
+from ollama_adapter.core.tiers import GIB, SHARE, TIERS, Hardware, judge_tier, most_tps, tier_of
 from ollama_adapter.errors import ConfigError
 from ollama_adapter.events import Footprint
 
@@ -101,7 +101,7 @@ def test_a_machine(hardware: Hardware, tier: Tier, budget: tuple[float, float]) 
         (
             machine(24),
             {"tier": "low"},
-            "low, as configured (detected: mid): 24.0 GiB of RAM and no GPU; 8.0 GiB may be used",
+            "low, as configured, not mid: 24.0 GiB of RAM and no GPU; 8.0 GiB may be used",
         ),
         (
             machine(20),
@@ -155,6 +155,22 @@ def test_a_tier_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match="tier cannot be 'huge'") as caught:
         PoolConfig(tier="huge")  # type: ignore[arg-type]
     assert caught.value.hint.startswith("expected: low, mid, high")
+
+
+@pytest.mark.parametrize(
+    ("tps", "tier"),
+    [
+        *((0.0, None), (4.9, None), (5.0, Tier.LOW), (15.0, Tier.MID)),
+        *((29.9, Tier.MID), (30.0, Tier.HIGH), (1e6, Tier.HIGH)),
+    ],
+)
+def test_what_a_throughput_belongs_to(tps: float, tier: Tier | None) -> None:
+    assert tier_of(tps) is tier
+
+
+def test_what_memory_lets_a_model_reach() -> None:
+    assert most_tps(20e9, 4_000_000_000) == 5.0
+    assert most_tps(20e9, 0) == 20e9
 
 
 sizes = st.integers(0, 1 << 42)

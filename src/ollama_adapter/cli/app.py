@@ -78,6 +78,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "run": answers.run,
     "status": machine.status,
     "doctor": machine.doctor,
+    "tier": machine.tier,
     "models": disk.models,
     "ps": residents.ps,
     "import": disk.import_,

@@ -99,12 +99,26 @@ def judge_tier(hardware: Hardware, config: PoolConfig) -> TierVerdict:
     )
     overridden = tuple(each for each in _OVERRIDES if getattr(config, each) is not None)
     words = [
-        f"{tier}, as configured (detected: {detected})" if config.tier else str(tier),
+        f"{tier}, as configured, not {detected}" if config.tier else str(tier),
         _in_words(hardware, budget),
         *_cuts(hardware, config),
     ]
     reason = f"{words[0]}: {'; '.join(words[1:])}"
     return TierVerdict(tier, limits, reason, detected, overridden, hardware.unified)
+
+
+def tier_of(tps: float) -> Tier | None:
+    """The tier that a throughput belongs to, in tokens/s; None where it is below the lowest."""
+    reached = [tier for tier, limits in TIERS.items() if tps >= limits.tps[0]]
+    return reached[-1] if reached else None
+
+
+def most_tps(bytes_per_s: float, weights_bytes: int) -> float:
+    """What a model can reach at most, in tokens/s: for each token its weights are read once.
+
+    Of a mixture of experts only a part is, so it may be faster.
+    """
+    return bytes_per_s / max(1, weights_bytes)
 
 
 def gib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What this machine has, and may use: `status` and `doctor`."""
+"""What this machine has, and may use: `status`, `doctor` and `tier`."""
 
 from __future__ import annotations
 
@@ -43,3 +43,29 @@ def doctor(as_json: Json = False) -> None:
     from ollama_adapter.cli.ending import execute
 
     execute(lambda: command.doctor(as_json=as_json), as_json=as_json)
+
+
+def tier(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", show_default=False, help="Which one to measure.")
+    ] = "",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure what this machine can do, in a few seconds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell which class of machine this is, why, and how much of it models may use.
+
+    `--measure` reads memory for a moment, and lets a model write: MODEL, or the smallest that is here.
+
+    \b
+    Examples:
+      ollama-adapter tier
+      ollama-adapter tier --measure
+      ollama-adapter tier --measure llama3.2
+      ollama-adapter tier --json | jq .budget
+    """
+    from ollama_adapter.cli import tier as command
+    from ollama_adapter.cli.ending import execute
+
+    execute(lambda: command.tier(model, measured=measure, as_json=as_json), as_json=as_json)
