@@ -38,6 +38,14 @@ def store() -> Iterator[Path]:
 
 
 @pytest.fixture
+def homes() -> Iterator[Path]:
+    """Where whoever is on a stage gets a home (tests/system/jail/stage.py)."""
+    with tempfile.TemporaryDirectory(prefix="homes-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
 async def make(store: Path, registry: Registry) -> AsyncIterator[Make]:
     """Pullers of one scope, which trust the registry of the test."""
     scope = TaskScope()

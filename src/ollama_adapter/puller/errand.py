@@ -31,6 +31,10 @@ from ollama_adapter.system.scope import TaskScope
 SCRIPT: Final = Path(__file__).with_name("fetching.py")
 MESSAGE_BYTES: Final = 1 << 14
 MANIFEST_FILE: Final = "manifest"
+SILENCE: Final = (
+    4  # it may be silent for so many times as long as the registry: it asks, waits, writes
+)
+SPARE_S: Final = 30.0
 WORDS: Final = {
     Level.NAMESPACES: "namespaces",
     Level.PARTIAL: "no socket of its own",
@@ -67,6 +71,7 @@ class Terms:
     stall_s: float
     agent: str
     sandbox: Sandbox
+    script: Path = SCRIPT
 
 
 class Errand:
@@ -155,9 +160,12 @@ class Errand:
 
     async def _receive(self) -> _Message:
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._door, MESSAGE_BYTES)
+            async with asyncio.timeout(SILENCE * self._terms.stall_s + SPARE_S):
+                data = await asyncio.get_running_loop().sock_recv(self._door, MESSAGE_BYTES)
             if data:
                 return msgspec.json.decode(data, type=_Message)
+        except TimeoutError:  # it watches for stalls itself, if it is what it was
+            self._child.kill()
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._child.kill()  # what speaks like that is not ours any more
         raise FetchFailed("ended", "the process that fetches has ended", again=True)
@@ -172,7 +180,8 @@ class Errand:
 
 
 async def _spawn(terms: Terms, door: socket.socket, scope: TaskScope) -> Child:
-    argv = [sys.executable, "-I", "-S", "-B", str(SCRIPT), str(door.fileno())]
+    script = str(terms.script)
+    argv = [sys.executable, "-I", "-S", "-B", script, str(door.fileno())]
     environment = {"LANG": "C.UTF-8"}
     directory = str(terms.directory)
     if terms.sandbox is Sandbox.NONE:
@@ -186,7 +195,7 @@ async def _spawn(terms: Terms, door: socket.socket, scope: TaskScope) -> Child:
             level = levels.decide(facts, wish, without=failed, sockets=False).level
         except NotSandboxed as error:
             raise refusal or error from None
-        policy = puller_policy(level, str(SCRIPT), staging=directory, cafile=terms.cafile)
+        policy = puller_policy(level, script, staging=directory, cafile=terms.cafile)
         try:
             return await spawn(argv, environment, directory, scope, policy, given=[door.fileno()])
         except NotSandboxed as error:

@@ -25,7 +25,7 @@ from ollama_adapter.core.registry import (
     parse_manifest,
     step_bytes,
 )
-from ollama_adapter.errors import PullFailed, PullRefused
+from ollama_adapter.errors import AdapterError, PullFailed, PullRefused
 from ollama_adapter.events import (
     HostTraffic,
     LoadPhase,
@@ -72,6 +72,7 @@ class Surroundings:
     cafile: str
     patience: Patience
     chance: Callable[[], float]
+    script: Path
 
 
 class Flight:
@@ -174,17 +175,25 @@ class Flight:
             raise PullRefused("nothing was downloaded: you said no", hint="ask again at any time")
 
     async def _check(self, raw: bytes, manifest: Manifest, missing: list[Blob]) -> None:
-        """In a thread: it takes as long as the disk does. One that is cancelled is waited for."""
+        """All of them, so that nothing that is wrong is built on later; the first error is raised.
+
+        In a thread: it takes as long as the disk does. One that is cancelled is waited for.
+        """
         loop = asyncio.get_running_loop()
+        wrong: list[AdapterError] = []
         for blob in missing:
             self._report(PullStage.CHECKING)
             work = loop.run_in_executor(None, self._staging.settle, manifest, blob)
             try:
                 await asyncio.shield(work)
+            except AdapterError as error:
+                wrong.append(error)
             except asyncio.CancelledError:
                 await asyncio.wait([work])
                 work.exception()  # seen: we are leaving
                 raise
+        if wrong:
+            raise wrong[0]
         self._staging.publish(raw)
 
     # Trying again
@@ -223,7 +232,9 @@ class Flight:
                     hint="install the package ca-certificates, or set SSL_CERT_FILE",
                 )
             directory, stall_s = self._staging.directory, around.patience.stall_s
-            terms = Terms(self._source, directory, cafile, stall_s, AGENT, around.sandbox)
+            terms = Terms(
+                self._source, directory, cafile, stall_s, AGENT, around.sandbox, around.script
+            )
             self._errand = await Errand.begin(terms, self._proxy, around.scope)
             self._sandbox = self._errand.sandbox
         return self._errand

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 from collections.abc import Callable, Iterable
@@ -86,7 +87,9 @@ class Proxy:
         except TimeoutError:
             return await _answer(stream, "504 no connection in time")
         except OSError as error:
-            return await _answer(stream, f"502 {error.strerror or type(error).__name__}")
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror  # a resolver's is below
+            return await _answer(stream, f"502 {reason or type(error).__name__}")
         with remote:
             await _answer(stream, "200 OK")
             await self._relay(stream, remote, wanted)

@@ -19,6 +19,7 @@ from ollama_adapter.core.names import ModelName, local_name
 from ollama_adapter.core.registry import Source, is_consented, source_of
 from ollama_adapter.errors import AdapterError, PullRefused
 from ollama_adapter.events import PullOffer, PullProgress, PullReceipt
+from ollama_adapter.puller.errand import SCRIPT
 from ollama_adapter.puller.flight import Flight, Patience, Surroundings
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope, is_orphan, shared
@@ -61,13 +62,25 @@ class Puller:
         cafile: str = "",
         patience: Patience | None = None,
         chance: Callable[[], float] = random.random,
+        script: Path = SCRIPT,
     ) -> None:
-        """`cafile`: authorities to trust instead of this machine's, also for a registry on it."""
+        """`cafile`: authorities to trust instead of this machine's, also for a registry on it.
+
+        `chance` and `script`, which speaks with the registry, are others in tests.
+        """
         self._registries = config.registries
         self._scope = scope
         self._tls_on_loopback = bool(cafile)
         self._around = Surroundings(
-            Layout(store), ours, scope, clock, sandbox, cafile, patience or Patience(), chance
+            Layout(store),
+            ours,
+            scope,
+            clock,
+            sandbox,
+            cafile,
+            patience or Patience(),
+            chance,
+            script,
         )
         self._flights: dict[tuple[str, tuple[str, ...]], _Shared] = {}
 
