@@ -25,9 +25,19 @@ from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.decipher import Decipher
 from ollama_adapter.errors import AdapterError, InvalidRequest
-from ollama_adapter.events import AbortReceipt, Answer, Channel, Embeddings, Health, Statistics
+from ollama_adapter.events import (
+    AbortReceipt,
+    Answer,
+    Channel,
+    Embeddings,
+    Health,
+    PullReceipt,
+    Statistics,
+)
 from ollama_adapter.memory import Memory
 from ollama_adapter.pool import ModelPool
+from ollama_adapter.puller.pull import Confirm, Report
+from ollama_adapter.pulling import ModelSource
 from ollama_adapter.session import Session
 from ollama_adapter.stream import SessionRegistry, TokenStream
 from ollama_adapter.system import settings
@@ -67,6 +77,7 @@ class OllamaAdapter:
         )
         self.client = OllamaClient(self.daemon.dial, self.config.stream.connect_s)
         self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock)
+        self.source = ModelSource(self.config, self.daemon, self.client, self._scope, self._clock)
         self._sessions = SessionRegistry(self._scope)
         self._backing = Backing(
             self.daemon, self.client, self.pool, Memory(self.config.stream, self._clock)
@@ -161,6 +172,22 @@ class OllamaAdapter:
         with await self.pool.acquire(request, substitute=False) as lease:
             work = self.client.embed(lease.request, self.config.stream.first_token_s)
             return await self._scope.run(work, name="embed")
+
+    async def pull(
+        self,
+        model: str,
+        on_progress: Report | None = None,
+        *,
+        confirm: Confirm | None = None,
+        also_from: Sequence[str] = (),
+    ) -> PullReceipt:
+        """Download a model: to call it is to agree. `confirm` is asked once the size is known.
+
+        `also_from` are hosts to allow besides Ollama's registry and `pool.registries`. Raises PullRefused,
+        PullFailed, RemoteModelRefused, InvalidModelFile. Cancelling is safe: what has come is kept.
+        """
+        self._check_open()
+        return await self.source.pull(model, on_progress, confirm=confirm, also_from=also_from)
 
     async def diagnose(self, session_id: str) -> Stall:
         """Why a session stands still, in one word. Asked of one that flows, the answer means nothing.

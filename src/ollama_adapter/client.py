@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from ollama_adapter.core.failures import remote_refused, response_error
 from ollama_adapter.core.records import ChatRecord, GenerateRecord
+from ollama_adapter.core.relayed import Relayed
 from ollama_adapter.core.requests import Request
-from ollama_adapter.errors import ConnectionLost, ProtocolError
+from ollama_adapter.errors import ConnectionLost, ProtocolError, PullFailed, ReadTimeout
 from ollama_adapter.events import Embeddings
 from ollama_adapter.system.http import (
     MAX_BODY_BYTES,
@@ -23,6 +25,7 @@ from ollama_adapter.system.http import (
 )
 
 ANSWER_S: Final = 30.0  # for endpoints that neither load nor generate
+PULL_S: Final = 600.0  # it checks whole files without a word
 MAX_VECTOR_BYTES: Final = 1 << 20  # 40,000 numbers as long as they get
 _RECORDS: Final[Mapping[str, type[GenerateRecord | ChatRecord]]] = {
     "/api/generate": GenerateRecord,
@@ -108,6 +111,51 @@ class OllamaClient:
         """Open a streaming generation; its body goes to `sink` as it arrives."""
         data = encode_request("POST", request.path, request.body)
         return await open_exchange(self._dial, data, sink, self._connect_s)
+
+    async def has_blob(self, digest: str) -> bool:
+        """Whether the daemon's own store has this blob."""
+        request = encode_request("HEAD", f"/api/blobs/{digest}")
+        exchange = await open_exchange(self._dial, request, lambda *_: None, self._connect_s)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await exchange.ended  # the answer has no body, and may well not say so
+        except TimeoutError as error:
+            raise ReadTimeout(f"no answer from the daemon within {ANSWER_S:g} s") from error
+        finally:
+            exchange.close()
+        return exchange.status == 200
+
+    async def pull(self, model: str, on_progress: Callable[[Relayed], None]) -> None:
+        """Let the daemon download a model by itself. Raises PullFailed, ReadTimeout when it falls silent.
+
+        Cancelling closes the connection, and the daemon stops.
+        """
+        body, told = msgspec.json.encode({"model": model}), Relayed(model)
+        news = asyncio.Event()
+
+        def take(_status: int, data: bytes, _now_ns: int) -> None:
+            told.feed(data)
+            on_progress(told)
+            news.set()
+
+        request = encode_request("POST", "/api/pull", body)
+        exchange = await open_exchange(self._dial, request, take, self._connect_s)
+        exchange.ended.add_done_callback(lambda _: news.set())
+        try:
+            while not exchange.ended.done():
+                news.clear()
+                async with asyncio.timeout(PULL_S):
+                    await news.wait()
+            await exchange.ended
+        except TimeoutError as error:
+            raise ReadTimeout(f"the daemon said nothing for {PULL_S:g} s") from error
+        finally:
+            exchange.close()
+        if not told.succeeded:
+            raise PullFailed(
+                f"the daemon's download of {model} ended before it was complete",
+                hint="what it has downloaded it keeps: pull again",
+            )
 
     async def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, model: str = ""

@@ -175,6 +175,7 @@ def test_it_is_the_same_for_others(user: str, stage: str, homes: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("user", "stage"), CASES)
 def test_all_of_it_is(user: str, stage: str, homes: Path, measured: Callable[..., None]) -> None:
     done = staged(

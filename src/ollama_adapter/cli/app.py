@@ -81,6 +81,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "tier": machine.tier,
     "models": disk.models,
     "ps": residents.ps,
+    "pull": disk.pull,
     "import": disk.import_,
     "rm": disk.rm,
     "embed": answers.embed,

@@ -17,6 +17,7 @@ REWORDED: Final = (
     ("as a keyword or in options, once", "as an option of its own or with -o, once"),
     ("; to only load a model, use ensure_loaded", ""),
     ("use `async with` for streams; ", "what reads the output has to go on; "),
+    ("allow it once with also_from", "allow it once with --also-from"),
     ("pass truncate=True (--truncate)", "pass --truncate"),
     ("raise num_ctx", "raise --num-ctx"),
 )

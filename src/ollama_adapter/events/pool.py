@@ -81,13 +81,17 @@ class PullProgress(LoadProgress):
 
 @dataclass(frozen=True, slots=True)
 class PullOffer:
-    """What a pull would do, for whoever is asked for consent: nothing of it has been downloaded yet."""
+    """What a pull would do, for whoever is asked for consent: nothing of it has been downloaded yet.
+
+    The bytes are 0 where they are not known beforehand: `by` "the daemon", which then does it by itself.
+    """
 
     model: str
     registry: str
     total_bytes: int
     missing_bytes: int
     store: str
+    by: str = "ollama-adapter"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,11 @@ def _usual_backoff() -> BackoffPolicy:
     return BackoffPolicy(base_s=0.5, cap_s=15.0, tries=6)
 
 
+def trust_hint(host: str) -> str:
+    """How a host is allowed."""
+    return f"if you trust it, add {host} to pool.registries, or allow it once with also_from"
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long silence may be, and how often in a row a pull may fail without a byte of progress."""
@@ -250,7 +255,7 @@ class Flight:
             refused = next(iter(self._proxy.refused), str(failure))
             raise PullRefused(
                 f"{host} sends us to {refused}, from which models may not be pulled here",
-                hint=f'list it in the setting pool.registries: registries = ["{refused}"], if you trust it',
+                hint=trust_hint(refused),
             ) from failure
         hints = {
             "status 404": "look at its spelling, and at its tag; the registry's web site lists what there is",

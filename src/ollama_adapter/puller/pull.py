@@ -12,7 +12,6 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from ollama_adapter.config import PoolConfig, Sandbox
 from ollama_adapter.core.names import ModelName, local_name
@@ -20,7 +19,7 @@ from ollama_adapter.core.registry import Source, is_consented, source_of
 from ollama_adapter.errors import AdapterError, PullRefused
 from ollama_adapter.events import PullOffer, PullProgress, PullReceipt
 from ollama_adapter.puller.errand import SCRIPT
-from ollama_adapter.puller.flight import Flight, Patience, Surroundings
+from ollama_adapter.puller.flight import Flight, Patience, Surroundings, trust_hint
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope, is_orphan, shared
 from ollama_adapter.system.store import Layout
@@ -28,9 +27,6 @@ from ollama_adapter.system.store import Layout
 Report = Callable[[PullProgress], None]
 Confirm = Callable[[PullOffer], Awaitable[bool]]
 """Asks for consent once the size is known; False ends the pull with PullRefused."""
-REGISTRIES_HINT: Final = (
-    'list it in the setting pool.registries, for example registries = ["{host}"], if you trust it'
-)
 
 
 @dataclass(eq=False, slots=True)
@@ -157,7 +153,7 @@ def check_consent(source: Source, registries: Iterable[str]) -> None:
         host = str(source.address)
         raise PullRefused(
             f"{host} is not a registry that models may be pulled from here",
-            hint=REGISTRIES_HINT.format(host=host),
+            hint=trust_hint(host),
         )
 
 

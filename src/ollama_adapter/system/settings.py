@@ -84,6 +84,11 @@ def models_dir(config: DaemonConfig) -> Path:
     return ollamas if ollamas.is_dir() else platformdirs.user_data_path(APPLICATION) / "models"
 
 
+def pulling_dir() -> Path:
+    """Where downloads grow, if it is on the disk of the store."""
+    return platformdirs.user_data_path(APPLICATION) / "pulling"
+
+
 def may_be_written(store: Path) -> bool:
     """The daemon may change this store. Root's daemon is another user: it would have to be given away."""
     return os.geteuid() != 0 or store.is_relative_to(platformdirs.user_data_path(APPLICATION))

@@ -1,4 +1,4 @@
-"""What is on the disk: `models`, `import` and `rm`."""
+"""What is on the disk: `models`, `pull`, `import` and `rm`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,37 @@ def models(as_json: Json = False) -> None:
     from ollama_adapter.cli.ending import execute
 
     execute(lambda: command.models(as_json=as_json), as_json=as_json)
+
+
+def pull(
+    model: Annotated[str, typer.Argument(show_default=False)],
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask: this is your consent.")
+    ] = False,
+    also_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="A host that the registry may send us to."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Download a model from a registry, Ollama's unless the name says another one.
+
+    You are asked first, and told how large it is. What was interrupted goes on where it was. Every host that
+    was talked to is named at the end.
+
+    \b
+    Examples:
+      ollama-adapter pull llama3.2:1b
+      ollama-adapter pull -y registry.example.com/team/model:7b
+      ollama-adapter pull -y llama3.2:1b --json | jq .done_bytes
+    """
+    from ollama_adapter.cli import pulling
+    from ollama_adapter.cli.ending import execute
+
+    execute(
+        lambda: pulling.pull(model, yes=yes, also_from=also_from or (), as_json=as_json),
+        as_json=as_json,
+    )
 
 
 def import_(
