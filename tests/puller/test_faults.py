@@ -191,6 +191,20 @@ async def test_a_host_that_cannot_be_resolved_or_reached_is_named(make: Make) ->
         await make(registries=(host,)).pull(f"{host}/me/m")
 
 
+@pytest.mark.parametrize(
+    "host", ["127.1", "0x7f.0.0.1", "localhost.localdomain", "169.254.169.254"]
+)
+async def test_no_other_name_leads_to_this_machine(
+    host: str, registry: Registry, make: Make
+) -> None:
+    """Whatever a resolver makes of it, and whatever the settings say."""
+    port = registry.host.partition(":")[2]
+    registry.add("small", WEIGHTS)
+    with pytest.raises(PullFailed, match=host):
+        await make(registries=(f"{host}:{port}",)).pull(f"{host}:{port}/library/small")
+    assert registry.requests == []
+
+
 # What is in a model
 
 
