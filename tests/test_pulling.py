@@ -91,7 +91,7 @@ async def test_a_model_that_was_pulled_answers_without_a_restart(
     assert receipt.by == "ollama-adapter"
     assert seen[-1].stage is PullStage.DONE
     assert sorted(each.name for each in store.iterdir()) == ["blobs", "manifests"]
-    assert not (store.parent / "data" / "ollama-adapter" / "pulling").exists()
+    assert not (store.parent / "data" / "ollama-adapter" / ".pulling").exists()
 
 
 async def test_the_pool_may_pull_only_where_the_settings_say_so(

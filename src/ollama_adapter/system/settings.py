@@ -86,7 +86,7 @@ def models_dir(config: DaemonConfig) -> Path:
 
 def pulling_dir() -> Path:
     """Where downloads grow, if it is on the disk of the store."""
-    return platformdirs.user_data_path(APPLICATION) / "pulling"
+    return platformdirs.user_data_path(APPLICATION) / ".pulling"
 
 
 def may_be_written(store: Path) -> bool:
