@@ -361,7 +361,7 @@ async def test_two_who_want_a_model_differently_both_get_it() -> None:
 
 async def test_a_model_that_somebody_else_has_loaded_is_used_as_it_is() -> None:
     async with rig(A) as run:
-        await run.send(Lease(run.request("a", num_ctx=1024), lambda: None, warm=False))
+        await run.send(Lease(run.request("a", num_ctx=1024), lambda: None, lambda: True, warm=False))
         lease = await run.generate("a")
         assert lease.warm
         assert lease.request.reloading == {"num_ctx": 1024}
