@@ -35,7 +35,7 @@ from ollama_adapter.events import (
     Statistics,
 )
 from ollama_adapter.memory import Memory
-from ollama_adapter.pool import ModelPool
+from ollama_adapter.pool import ModelPool, Surroundings
 from ollama_adapter.puller.pull import Confirm, Report
 from ollama_adapter.pulling import ModelSource
 from ollama_adapter.session import Session
@@ -43,7 +43,7 @@ from ollama_adapter.stream import SessionRegistry, TokenStream
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock, SystemClock
 from ollama_adapter.system.hardware import hardware
-from ollama_adapter.system.runners import look
+from ollama_adapter.system.runners import Sampler, look
 from ollama_adapter.system.scope import TaskScope
 
 
@@ -76,8 +76,15 @@ class OllamaAdapter:
             self._daemon_defaults,
         )
         self.client = OllamaClient(self.daemon.dial, self.config.stream.connect_s)
-        self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock)
         self.source = ModelSource(self.config, self.daemon, self.client, self._scope, self._clock)
+        self._sampler = Sampler(self._clock)
+        around = Surroundings(
+            limits=lambda: self.verdict.limits,
+            shared=lambda: self.daemon.origin == "adopted",
+            activity=self._activity,
+            pull=self.source.pull_missing,
+        )
+        self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock, around)
         self._sessions = SessionRegistry(self._scope)
         self._backing = Backing(
             self.daemon, self.client, self.pool, Memory(self.config.stream, self._clock)
@@ -93,6 +100,11 @@ class OllamaAdapter:
 
     def __repr__(self) -> str:
         return f"<OllamaAdapter {len(self._sessions)} sessions, {self.daemon!r}>"
+
+    async def _activity(self, weights: str) -> float | None:
+        """The CPU time of the runner of these weights; None where it cannot be seen."""
+        sample = await self._sampler.sample(self.daemon.pid, weights)
+        return sum(sample.spent.values()) if sample is not None and sample.identified else None
 
     def _daemon_defaults(self) -> dict[str, str]:
         return {"OLLAMA_MAX_LOADED_MODELS": str(self.verdict.limits.resident)}
@@ -204,6 +216,7 @@ class OllamaAdapter:
         """Abort every session, stop what was spawned. Idempotent."""
         self._closed = True
         self._sessions.abort_all()
+        self.pool.close()
         try:
             await self.daemon.stop()
         finally:
