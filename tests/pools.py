@@ -89,7 +89,8 @@ async def rig(
     """A pool with `limits`, on a daemon with these models."""
     scope, time = TaskScope(), clock or SystemClock()
     around = surroundings or Surroundings()
-    around.limits = lambda: limits or bounds()
+    held = limits or bounds()
+    around.limits = lambda: held
     around.shared = lambda: shared
     settings = PoolConfig(**{"watch_s": 0.0} | config)
     async with (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_adapter.core.names import ModelName, local_name, parse_name
+from ollama_adapter.core.names import ModelName, local_key, local_name, parse_name
 from ollama_adapter.errors import InvalidRequest, RemoteModelRefused
 
 part = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
@@ -90,3 +90,10 @@ def test_a_name_of_the_cloud_is_refused(text: str) -> None:
 )
 def test_other_names_with_cloud_in_them_are_local(text: str) -> None:
     assert local_name(text) == parse_name(text)
+
+
+def test_the_key_of_a_local_model() -> None:
+    assert local_key("Llama3") == local_key("registry.ollama.ai/library/llama3:latest")
+    for _ in range(2):
+        with pytest.raises(RemoteModelRefused):
+            local_key("m:cloud")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 FOREVER_NS: Final = 1 << 62
@@ -32,6 +33,7 @@ def is_duration(text: str) -> bool:
     return is_seconds(text) or _DURATION.fullmatch(text) is not None
 
 
+@lru_cache(maxsize=256)
 def keep_alive_ns(value: str | float) -> int:
     """Nanoseconds; FOREVER_NS for a negative one, which keeps a model for good."""
     if isinstance(value, str) and not is_seconds(value):

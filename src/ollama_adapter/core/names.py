@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ollama_adapter.errors import InvalidRequest, RemoteModelRefused
@@ -76,3 +77,9 @@ def local_name(text: str) -> ModelName:
             f"(a local model with that tag can be copied to another name: {name.model})",
         )
     return name
+
+
+@lru_cache(maxsize=4096)
+def local_key(text: str) -> str:
+    """The key of local_name(text), which raises as that does; kept, since every request asks for it."""
+    return local_name(text).key

@@ -16,7 +16,7 @@ from ollama_adapter.config import PoolConfig
 from ollama_adapter.core.amounts import gib
 from ollama_adapter.core.durations import keep_alive_ns
 from ollama_adapter.core.ledger import Entry, Ledger
-from ollama_adapter.core.names import local_name, parse_name
+from ollama_adapter.core.names import local_key, local_name, parse_name
 from ollama_adapter.core.reloading import check_options
 from ollama_adapter.core.requests import Request
 from ollama_adapter.events import (
@@ -132,11 +132,11 @@ class ModelPool:
         `reloading` are the options that decide how it is loaded, such as num_ctx: a model that was loaded
         with others is loaded anew. Raises as acquire does. Cancelling leaves the load to others, if any.
         """
-        name = local_name(model)
-        key = name.key
+        key = local_key(model)
         if self.is_warm(model, reloading or {}) and not self._line.closed(key):
             return True
         check_options(reloading or {})
+        name = local_name(model)
         alive = self._config.keep_alive if keep_alive is None else keep_alive
         demand = dict(reloading) if reloading else None
         waiter = self._dispatch.waiter(works=False, keep_alive=alive, on_progress=on_progress)
@@ -153,13 +153,13 @@ class ModelPool:
 
     async def pin(self, model: str, **reloading: Any) -> None:
         """Load the model, for good: it is not evicted, and its keep-alive does not end. Raises as acquire."""
-        key = local_name(model).key
+        key = local_key(model)
         self._planner.pinned.add(key)
         await self._renew(model, key, -1, reloading)
 
     async def unpin(self, model: str) -> None:
         """From now on the model may go, and its keep-alive begins. Raises as acquire."""
-        key = local_name(model).key
+        key = local_key(model)
         self._planner.pinned.discard(key)
         if self._ledger.find(key) is not None:
             await self._renew(model, key, self._config.keep_alive, {})
@@ -189,14 +189,14 @@ class ModelPool:
 
     def is_warm(self, model: str, reloading: Mapping[str, Any]) -> bool:
         """In memory, as far as we know, with what these options ask for."""
-        entry = self._ledger.find(local_name(model).key)
+        entry = self._ledger.find(local_key(model))
         if entry is None or not entry.is_warm(self._clock.now_ns()):
             return False
         return not reloading or self._planner.serves(entry, reloading)
 
     def is_loading(self, model: str) -> bool:
         """Somebody waits for it, with whatever options."""
-        return local_name(model).key in self._dispatch.under_way()
+        return local_key(model) in self._dispatch.under_way()
 
     def residents(self) -> list[ResidentModel]:
         """What is in memory, as far as we know, in the order in which it came."""
@@ -234,15 +234,15 @@ class ModelPool:
 
     def known(self, model: str) -> Mapping[str, Any]:
         """What /api/show has said of the model; nothing where it was not asked."""
-        return self._catalogue.known(local_name(model).key)
+        return self._catalogue.known(local_key(model))
 
     def digest(self, model: str) -> str:
         """Of a model, as it was last seen; "" for one that was not."""
-        return self._catalogue.digest(local_name(model).key)
+        return self._catalogue.digest(local_key(model))
 
     async def describe(self, model: str) -> dict[str, Any]:
         """What /api/show says. Raises ModelNotFound, RemoteModelRefused. Cancelling is safe."""
-        return await self._catalogue.describe(model, local_name(model).key)
+        return await self._catalogue.describe(model, local_key(model))
 
     # What others tell
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ollama_adapter.config import PoolConfig
 from ollama_adapter.core.durations import keep_alive_ns
 from ollama_adapter.core.ledger import Entry, Ledger
-from ollama_adapter.core.names import local_name
+from ollama_adapter.core.names import local_key
 from ollama_adapter.core.reloading import Settled, readdress, settle
 from ollama_adapter.core.requests import Request
 from ollama_adapter.errors import (
@@ -71,7 +71,7 @@ class Leasing:
             return await self._acquire_other(request, error, wanted, on_progress)
 
     async def _acquire(self, request: Request, on_progress: Progress | None) -> Lease:
-        key, now_ns = local_name(request.model).key, self._clock.now_ns()
+        key, now_ns = local_key(request.model), self._clock.now_ns()
         entry, demand, warm, queued_ns = self._ledger.find(key), None, True, 0
         while True:
             ready = entry is not None and entry.is_warm(self._clock.now_ns())
