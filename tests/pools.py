@@ -84,9 +84,10 @@ async def rig(
     clock: Clock | None = None,
     surroundings: Surroundings | None = None,
     daemon: dict[str, Any] | None = None,
+    watchdog_s: float | None = WATCHDOG_S,
     **config: Any,
 ) -> AsyncIterator[Rig]:
-    """A pool with `limits`, on a daemon with these models."""
+    """A pool with `limits`, on a daemon with these models; a long run has no watchdog."""
     scope, time = TaskScope(), clock or SystemClock()
     around = surroundings or Surroundings()
     held = limits or bounds()
@@ -94,7 +95,7 @@ async def rig(
     around.shared = lambda: shared
     settings = PoolConfig(**{"watch_s": 0.0} | config)
     async with (
-        asyncio.timeout(WATCHDOG_S),
+        asyncio.timeout(watchdog_s),
         PretendOllama(*models, machine=machine, clock=time, **daemon or {}) as pretended,
     ):
         client = OllamaClient(dial_port(pretended.port), connect_s=5.0)

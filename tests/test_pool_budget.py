@@ -354,7 +354,9 @@ async def test_no_sequence_of_requests_exceeds_the_budget(
     steps, done = scaled(50_000), 0
     while done < steps:
         count = min(500, steps - done)
-        async with rig(*models, limits=limits, machine=machine, queue_length=8) as run:
+        async with rig(
+            *models, limits=limits, machine=machine, queue_length=8, watchdog_s=None
+        ) as run:
             await _random_steps(run, count, random.Random(f"{gpu} {done}"), "abcdef")
             assert Footprint(*run.daemon.most_bytes).fits(limits.budget)
             assert not run.pool.at_work().total()
@@ -364,42 +366,43 @@ async def test_no_sequence_of_requests_exceeds_the_budget(
     measured(f"budget of {where} exceeded in random steps", 0.0, "= 0", "times", steps)
 
 
+async def _compare(run: Rig, clock: ManualClock, drawn: random.Random) -> None:
+    """One load, next to its plan."""
+    clock.advance(drawn.choice((1, 20, 40, 400)) * SECOND)
+    name, options = drawn.choice("abcdef"), {"num_ctx": drawn.choice((1024, 4096))}
+    plan = await run.pool.plan(name, options["num_ctx"])
+    before, told = len(run.daemon.moves), len(run.changes)
+    try:
+        await run.pool.ensure_loaded(name, reloading=options)
+    except BudgetExceeded:
+        assert not plan.fits
+        assert len(run.daemon.moves) == before
+        return
+    assert plan.fits
+    moved = run.daemon.moves[before:]
+    unloaded = [each for move, each in moved if move is Move.UNLOADED]
+    assert unloaded == [each.model for each in plan.evict]
+    if plan.resident:
+        assert not moved
+        return
+    assert moved[-1] == (Move.LOADED, f"{name}:latest")
+    done = run.pool.history[-1]
+    assert (done.evict, done.reason, done.used) == (plan.evict, plan.reason, plan.used)
+    assert done.takes.fits(plan.takes)
+    reasons = [each.reason for each in run.changes[told:] if each.change is Change.EVICTED]
+    assert reasons == [each.reason for each in plan.evict]
+
+
 @pytest.mark.timeout(0)
 async def test_a_plan_is_what_happens(
     scaled: Callable[[int], int], measured: Callable[..., None]
 ) -> None:
-    models = [
-        model(name, mib) for name, mib in zip("abcdef", (100, 150, 60, 220, 80, 500), strict=True)
-    ]
+    sizes = zip("abcdef", (100, 150, 60, 220, 80, 500), strict=True)
+    models = [model(name, mib) for name, mib in sizes]
     clock, drawn = ManualClock(), random.Random(5)
-    loads = scaled(10_000)
-    async with (
-        asyncio.timeout(None),
-        rig(*models, limits=bounds(700, resident=4), clock=clock) as run,
-    ):
-        for _ in range(loads):
-            clock.advance(drawn.choice((1, 20, 40, 400)) * SECOND)
-            name, context = drawn.choice("abcdef"), drawn.choice((1024, 4096))
-            before = len(run.daemon.moves)
-            plan = await run.pool.plan(name, context)
-            told = len(run.changes)
-            options = {"num_ctx": context}
-            try:
-                await run.pool.ensure_loaded(name, reloading=options)
-            except BudgetExceeded:
-                assert not plan.fits
-                continue
-            assert plan.fits
-            moved = run.daemon.moves[before:]
-            unloaded = [each for move, each in moved if move is Move.UNLOADED]
-            assert unloaded == [each.model for each in plan.evict]
-            if plan.resident:
-                assert not moved
-                continue
-            assert moved[-1] == (Move.LOADED, f"{name}:latest")
-            done = run.pool.history[-1]
-            assert (done.evict, done.reason, done.used) == (plan.evict, plan.reason, plan.used)
-            assert done.takes.fits(plan.takes)
-            reasons = [each.reason for each in run.changes[told:] if each.change is Change.EVICTED]
-            assert reasons == [each.reason for each in plan.evict]
+    loads, limits = scaled(10_000), bounds(700, resident=4)
+    for _ in range(0, loads, 100):
+        async with rig(*models, limits=limits, clock=clock, watchdog_s=None) as run:
+            for _ in range(100):
+                await _compare(run, clock, drawn)
     measured("plans that were not what happened", 0.0, "= 0", "times", loads)

@@ -63,7 +63,7 @@ async def test_aborts_during_a_load_leave_exactly_one_load(
     measured: Callable[..., None], scaled: Callable[[int], int]
 ) -> None:
     aborts, clock = 100, ManualClock()
-    for _ in range(scaled(300)):
+    for _ in range(scaled(100)):
         async with rig(A, clock=clock, daemon={"load_s": 5.0}) as run:
             patient = start(run, "a")
             leaving = [start(run, "a") for _ in range(aborts)]
@@ -361,7 +361,9 @@ async def test_two_who_want_a_model_differently_both_get_it() -> None:
 
 async def test_a_model_that_somebody_else_has_loaded_is_used_as_it_is() -> None:
     async with rig(A) as run:
-        await run.send(Lease(run.request("a", num_ctx=1024), lambda: None, lambda: True, warm=False))
+        await run.send(
+            Lease(run.request("a", num_ctx=1024), lambda: None, lambda: True, warm=False)
+        )
         lease = await run.generate("a")
         assert lease.warm
         assert lease.request.reloading == {"num_ctx": 1024}
