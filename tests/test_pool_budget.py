@@ -302,6 +302,26 @@ async def test_the_watch_tells_what_changes_while_nobody_asks() -> None:
         assert [each async for each in told] == []
 
 
+async def test_a_model_that_grows_beyond_the_budget_makes_others_go() -> None:
+    clock = ManualClock()
+    async with rig(A, B, limits=bounds(460), clock=clock, watch_s=5.0) as run:
+        await run.generate("a")
+        held = await run.acquire("b")
+        run.daemon.grow("b", 300 * MIB)
+        told = run.pool.changes()
+        await until(lambda: clock.sleepers)
+        clock.advance(5 * SECOND)
+        assert (await anext(told)).change is Change.GREW
+        gone = await anext(told)
+        assert (gone.model, gone.change) == ("a:latest", Change.EVICTED)
+        assert gone.reason.startswith(
+            "models in memory have grown beyond the budget: unused for 5 s"
+        )
+        assert left(run) == {"b"}
+        held.release()
+        assert not run.pool.at_work().total()
+
+
 # Laws
 
 

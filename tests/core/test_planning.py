@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ollama_adapter.config import Tier
 from ollama_adapter.core.amounts import budget, duration, gib
 from ollama_adapter.core.footprint import Need
-from ollama_adapter.core.planning import Resident, Rules, as_measured, plan_load
+from ollama_adapter.core.planning import Resident, Rules, as_measured, plan_load, plan_relief
 from ollama_adapter.core.tiers import GIB, TIERS, Limits
 from ollama_adapter.events import Footprint, LoadPlan
 
@@ -202,6 +202,22 @@ def test_a_model_that_is_loaded_anew_gives_its_own_place_first(case: Case, mine:
     without = solve((need, residents, *rest))  # type: ignore[arg-type]
     assert without.fits == plan.fits
     assert set(leaving(plan)) - {"x"} == set(leaving(without))
+
+
+@given(CASES)
+def test_those_that_have_grown_make_others_go_as_far_as_that_helps(case: Case) -> None:
+    _, residents, room, most, largest = case
+    bounds = replace(LOW, budget=room, model_bytes=largest, resident=most)
+    gone = plan_relief(residents, bounds, RULES)
+    fits = total(residents, room).fits(room)
+    idle = [each for each in residents if each.movable and not each.busy]
+    assert {each.model for each in gone} <= {each.name for each in idle}
+    assert not gone or not fits
+    left = remain(case, [each.model for each in gone])
+    if total(remain(case, [each.name for each in idle]), room).fits(room):
+        assert total(left, room).fits(room)
+    for each in gone:
+        assert each.reason.startswith("models in memory have grown beyond the budget: unused for")
 
 
 # Choices and their words

@@ -116,6 +116,16 @@ def plan_load(
     )
 
 
+def plan_relief(
+    residents: Sequence[Resident], limits: Limits, rules: Rules
+) -> tuple[Eviction, ...]:
+    """Whom to evict where those in memory have outgrown the budget; nobody where that is no help."""
+    bounds = replace(limits, resident=max(limits.resident, len(residents)) + 1)
+    plan = plan_load("", Need(0, 0, 0, 0), residents, bounds, rules)
+    why = "models in memory have grown beyond the budget"
+    return tuple(replace(each, reason=f"{why}: {each.reason}") for each in plan.evict)
+
+
 def _refuse(plan: LoadPlan, scene: _Scene, why: str) -> LoadPlan:
     """It does not fit: which is only said where the daemon is not ours alone."""
     if not plan.advisory:

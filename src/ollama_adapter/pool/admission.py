@@ -98,6 +98,19 @@ class Admission:
             if turns == self._turns:  # else it is old
                 self._mover.believe(listed)
 
+    async def relieve(self) -> None:
+        """Where models have grown beyond the budget, others go. Raises what the daemon says."""
+        if not self._planner.relief():
+            return
+        errand = Errand("", "")
+        self._line.errands.append(errand)
+        try:
+            async with self._take_turn(errand):
+                await self._mover.refresh()
+                await self._loader.evict_all(errand, self._planner.relief())
+        finally:
+            self._line.leave(errand)
+
     # Errands
 
     async def carry_out(self, errand: Errand) -> tuple[Entry, bool]:

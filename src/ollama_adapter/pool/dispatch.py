@@ -45,7 +45,7 @@ class Dispatch:
 
     def under_way(self) -> Counter[str]:
         """How many errands there are, by the keys of the models."""
-        return Counter(each.key for each in self._line.errands)
+        return Counter(each.key for each in self._line.errands if each.key)
 
     def waiter(
         self, *, works: bool, keep_alive: str | float, on_progress: Progress | None

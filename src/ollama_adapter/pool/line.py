@@ -205,7 +205,7 @@ class Line:
 
     def _show(self) -> None:
         """Tell those whose position has changed."""
-        queued = [each for each in self.errands if each.queued]
+        queued = [each for each in self.errands if each.queued and each.waiters]
         for position, errand in enumerate(queued, 1):
             if errand.position != position:
                 errand.position = position

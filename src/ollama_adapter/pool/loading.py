@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -59,10 +60,7 @@ class Loader:
 
     async def follow(self, errand: Errand, plan: LoadPlan) -> Entry | None:
         """The model in memory; None where that has to be planned anew, with what was learned meanwhile."""
-        errand.stage = Stage.MOVING
-        evicted = [each for each in plan.evict if await self._evict(each)]
-        errand.closing = frozenset()
-        if len(evicted) < len(plan.evict):
+        if not await self.evict_all(errand, plan.evict):
             return None
         entry = await self._load(errand, plan)
         self.done.append(replace(plan, takes=entry.footprint))
@@ -71,6 +69,14 @@ class Loader:
         why = f"it takes {gib(entry.footprint.total)}, which is more than was planned"
         await self._evict(Eviction(entry.name, entry.footprint, why))
         return None
+
+    async def evict_all(self, errand: Errand, evictions: Sequence[Eviction]) -> bool:
+        """Whether they have gone; nobody begins to use them meanwhile."""
+        errand.stage = Stage.MOVING
+        errand.closing = frozenset(each.model.lower() for each in evictions)
+        gone = [await self._evict(each) for each in evictions]
+        errand.closing = frozenset()
+        return all(gone)
 
     async def confirm(self, errand: Errand, entry: Entry) -> bool:
         """Make sure that a model which is listed is there, and stays; whether we knew that it was."""

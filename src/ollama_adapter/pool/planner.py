@@ -8,9 +8,9 @@ from typing import Any
 from ollama_adapter.config import PoolConfig
 from ollama_adapter.core.footprint import Need, need
 from ollama_adapter.core.ledger import Entry, Ledger, Lessons
-from ollama_adapter.core.planning import Rules, as_measured, plan_load
+from ollama_adapter.core.planning import Rules, as_measured, plan_load, plan_relief
 from ollama_adapter.core.reloading import Held
-from ollama_adapter.events import LoadPlan
+from ollama_adapter.events import Eviction, LoadPlan
 from ollama_adapter.pool.catalogue import Catalogue
 from ollama_adapter.pool.surroundings import Surroundings
 from ollama_adapter.system.clock import Clock
@@ -67,6 +67,14 @@ class Planner:
             Rules(now_ns, self._cooldown_ns, advisory=self._surroundings.shared()),
             self._lessons.expected_s(self._digest(key), options, wanted.total),
         )
+
+    def relief(self) -> tuple[Eviction, ...]:
+        """Whom to evict since others have grown; nobody where the budget is advice."""
+        if self._surroundings.shared():
+            return ()
+        rules = Rules(self._clock.now_ns(), self._cooldown_ns)
+        residents = self._ledger.residents(self.pinned)
+        return plan_relief(residents, self._surroundings.limits(), rules)
 
     def _resident(self, entry: Entry, wanted: Need, now_ns: int) -> LoadPlan:
         known = as_measured(wanted, entry.footprint.total)

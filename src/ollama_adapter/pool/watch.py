@@ -42,3 +42,4 @@ class Watch:
                 AdapterError
             ):  # whether it is alive is its supervisor's business
                 await self._admission.look()
+                await self._admission.relieve()
