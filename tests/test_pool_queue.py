@@ -139,6 +139,7 @@ async def test_closing_ends_whoever_waits() -> None:
             assert "closed" in str(each.exception())
         with pytest.raises(AdapterError, match="closed"):
             await run.acquire("a")
+        assert not run.pool.at_work().total()
 
 
 # In order

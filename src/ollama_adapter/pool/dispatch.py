@@ -98,8 +98,8 @@ class Dispatch:
                 self._line.changed()
                 return errand
         errand = Errand(model, key, dict(asked), demand, [waiter])
-        self._line.errands.append(errand)
         errand.task = task = self._scope.spawn(self._run(errand), "model load")
+        self._line.errands.append(errand)
         task.add_done_callback(lambda task: _ended(task, errand))
         return errand
 
