@@ -149,7 +149,7 @@ async def test_status_of_a_stranger_on_the_port(machine: Machine) -> None:
 async def test_every_command_has_help_with_examples(machine: Machine) -> None:
     top = await machine.run("--help")
     assert top.code == 0
-    names = ["run", "status", "models", "ps", "import", "rm", "embed"]
+    names = ["run", "status", "models", "ps", "import", "rm", "purge", "embed"]
     for name in names:
         assert f"\n  {name} " in top.out
         done = await machine.run(name, "--help")

@@ -84,6 +84,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "pull": disk.pull,
     "import": disk.import_,
     "rm": disk.rm,
+    "purge": disk.purge,
     "embed": answers.embed,
 }
 for name, command in _COMMANDS.items():

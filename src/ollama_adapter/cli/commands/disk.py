@@ -1,4 +1,4 @@
-"""What is on the disk: `models`, `pull`, `import` and `rm`."""
+"""What is on the disk: `models`, `pull`, `import`, `rm` and `purge`."""
 
 from __future__ import annotations
 
@@ -91,3 +91,30 @@ def rm(
     from ollama_adapter.cli.ending import execute
 
     execute(lambda: command.remove(names, yes=yes, as_json=as_json), as_json=as_json)
+
+
+def purge(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PART...]", show_default=False, help="Without: only tell."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell what of ours lies where on the disk; remove the PARTs that are named.
+
+    The parts are models, downloads, home, daemons, settings, or all of these. A store that is Ollama's
+    or your own is no part of it, and is only removed when its directory is named. Links are not followed.
+
+    \b
+    Examples:
+      ollama-adapter purge
+      ollama-adapter purge downloads home
+      ollama-adapter purge all --yes
+      ollama-adapter purge ~/.ollama/models
+      ollama-adapter purge --json | jq .bytes
+    """
+    from ollama_adapter.cli import purging as command
+    from ollama_adapter.cli.ending import execute
+
+    execute(lambda: command.purge(parts or [], yes=yes, as_json=as_json), as_json=as_json)
