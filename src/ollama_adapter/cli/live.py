@@ -145,10 +145,13 @@ class LiveView:
         if self._last_ns > self._first_ns:
             status.tps = (status.tokens - 1) * 1e9 / (self._last_ns - self._first_ns)
 
-    def draw(self, shown: SessionFrame, now_ns: int, interruption: str = "") -> None:
+    def draw(
+        self, shown: SessionFrame, now_ns: int, interruption: str = "", waits_for: str = ""
+    ) -> None:
         """Draw one frame; skipped while the terminal does not take it.
 
-        `interruption`: why no token comes, where the stream was cut and is to go on.
+        `interruption`: why no token comes, where the stream was cut and is to go on. `waits_for`: what
+        its model waits for, before the first token.
         """
         if not self._output.ready:
             return
@@ -156,6 +159,8 @@ class LiveView:
         status.state, status.energy = shown.state, shown.energy
         status.waiting = not self._first_ns
         status.notice = f"interrupted, going on: {interruption}" if interruption else ""
+        if status.waiting and not interruption:
+            status.notice = harmless(waits_for)
         silent_s = (now_ns - self._last_ns) / 1e9
         if shown.state is State.STALLING and not interruption and silent_s >= SILENT_S:
             status.notice = f"no token for {silent_s:.0f} s"

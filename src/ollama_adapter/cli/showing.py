@@ -6,6 +6,7 @@ whatever way it ended; then `account` tells how.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from ollama_adapter.cli.output import (
     print_json,
     stdout,
 )
+from ollama_adapter.cli.waiting import Wait, WaitingLine
 from ollama_adapter.events import Channel, Finish, Frame, Statistics, TokenEvent
 from ollama_adapter.stream import TokenStream
 from ollama_adapter.system.clock import SystemClock
@@ -43,6 +45,29 @@ class Way(Protocol):
     def account(self, statistics: Statistics) -> None: ...
 
 
+class Waiting:
+    """What a stream waits for before its first token, on stderr where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._line = WaitingLine()
+        self._stream: TokenStream | None = None
+
+    def on_frame(self) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OSError):  # who reads stdout may still be there
+                self._line.show(self._stream.progress)
+
+    def begin(self, stream: TokenStream) -> None:
+        self._stream = stream
+
+    def end(self) -> None:
+        """Something else is to be seen. Idempotent."""
+        if self._stream is not None:
+            self._stream = None
+            with contextlib.suppress(OSError):
+                self._line.clear()
+
+
 class Plain:
     """The text of the answer and nothing else; on stderr where it went on, is an old one or another
     model's, and, where they are wanted, the statistics."""
@@ -52,15 +77,19 @@ class Plain:
         self._terminal = terminal
         self._output = stdout()
         self._open_line = False
+        self._waiting = Waiting()
         self.text = ""
 
     def begin(self) -> None: ...
 
-    def on_frame(self, frame: Frame) -> None: ...
+    def on_frame(self, frame: Frame) -> None:
+        self._waiting.on_frame()
 
     async def show(self, stream: TokenStream) -> None:
         self.text = ""
+        self._waiting.begin(stream)
         async for event in stream:
+            self._waiting.end()
             if event.channel is Channel.TEXT:
                 text = harmless(event.token) if self._terminal else event.token
                 await self._output.write(text)
@@ -68,6 +97,7 @@ class Plain:
                 self.text += event.token
 
     def end(self) -> None:
+        self._waiting.end()
         if self._open_line:
             self._open_line = False
             self._output.write_now("\n")
@@ -94,20 +124,25 @@ class Lines:
 
     def __init__(self) -> None:
         self._output = Output(1)
+        self._waiting = Waiting()
         self.text = ""
 
     def begin(self) -> None: ...
 
-    def on_frame(self, frame: Frame) -> None: ...
+    def on_frame(self, frame: Frame) -> None:
+        self._waiting.on_frame()
 
     async def show(self, stream: TokenStream) -> None:
         self.text = ""
+        self._waiting.begin(stream)
         async for event in stream:
+            self._waiting.end()
             if event.channel is Channel.TEXT:
                 self.text += event.token
             await self._output.write(token_line(event))
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        self._waiting.end()
 
     def account(self, statistics: Statistics) -> None:
         print_json({"type": "statistics", **dataclasses.asdict(statistics)})
@@ -128,6 +163,7 @@ class Live:
         self._view: LiveView | None = None
         self._gone: OSError | None = None  # why nobody can see it any more
         self._stream: TokenStream | None = None
+        self._wait = Wait()
         self.text = ""
 
     def begin(self) -> None:
@@ -139,7 +175,9 @@ class Live:
         shown = None if stream is None else frame.sessions.get(stream.session_id)
         if self._view is not None and stream and shown is not None and self._gone is None:
             try:
-                self._view.draw(shown, frame.monotonic_ns, stream.interruption or "")
+                waits_for = self._wait.words(stream.progress, frame.monotonic_ns)
+                cut = stream.interruption or ""
+                self._view.draw(shown, frame.monotonic_ns, cut, waits_for)
             except OSError as error:  # the terminal is gone, and nobody told us
                 self._gone = error
 
