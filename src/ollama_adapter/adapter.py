@@ -39,6 +39,7 @@ from ollama_adapter.pool import ModelPool, Surroundings
 from ollama_adapter.puller.pull import Confirm, Report
 from ollama_adapter.pulling import ModelSource
 from ollama_adapter.session import Session
+from ollama_adapter.standins import Standins
 from ollama_adapter.stream import SessionRegistry, TokenStream
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock, SystemClock
@@ -85,6 +86,7 @@ class OllamaAdapter:
             pull=self.source.pull_missing,
         )
         self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock, around)
+        around.substitutes = Standins(self.client, self.pool)
         self._sessions = SessionRegistry(self._scope)
         self._backing = Backing(
             self.daemon, self.client, self.pool, Memory(self.config.stream, self._clock)

@@ -70,7 +70,7 @@ def test_the_nearest_by_name_and_size(asked: Facts | str, best: str) -> None:
 def test_reasons_are_in_words() -> None:
     choice = choose_substitute(model("llama3.2:latest", 3.2, family="llama"), SHELF)
     assert choice.ranked[0].reason == "same model, 1.2B instead of 3.2B parameters, Q8_0"
-    assert choice.substitution("it is not on this machine") == Substitution(
+    assert choice.substitutions("it is not on this machine")[0] == Substitution(
         "llama3.2:latest",
         "llama3.2:1b",
         "it is not on this machine; instead same model, 1.2B instead of 3.2B parameters, Q8_0",
@@ -111,7 +111,7 @@ def test_the_demonstration_never_answers_for_another_model() -> None:
     copy = model("mine", 0.0003, families=("llama", "demonstration"))
     renamed = model("someone/tinydoc:v2", 0.0003)
     choice = choose_substitute("llama3", [SHELF[-1], copy, renamed])
-    assert choice.ranked == () and choice.substitution("it is missing") is None
+    assert choice.ranked == () and choice.substitutions("it is missing") == ()
     assert choice.hint.startswith("no model here can take its place: mine (a demonstration that")
     assert "asked for by name" in choice.hint
     assert names(choose_substitute("tinydoc", SHELF[:1])) == ["llama3.2:1b"]  # the other way round

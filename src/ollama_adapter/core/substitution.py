@@ -73,12 +73,12 @@ class Choice:
     ranked: tuple[Candidate, ...]
     refused: tuple[tuple[str, str], ...]
 
-    def substitution(self, cause: str) -> Substitution | None:
-        """By the best one, because of `cause`, such as "it is not on this machine"; None without any."""
-        if not self.ranked:
-            return None
-        best = self.ranked[0]
-        return Substitution(self.asked, best.facts.name, f"{cause}; instead {best.reason}")
+    def substitutions(self, cause: str) -> tuple[Substitution, ...]:
+        """By each of them, because of `cause`, such as "it is not on this machine"."""
+        return tuple(
+            Substitution(self.asked, each.facts.name, f"{cause}; instead {each.reason}")
+            for each in self.ranked
+        )
 
     @property
     def hint(self) -> str:

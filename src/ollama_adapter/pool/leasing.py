@@ -104,19 +104,15 @@ class Leasing:
     async def _acquire_other(
         self, request: Request, error: AdapterError, wanted: bool, on_progress: Progress | None
     ) -> Lease:
-        """Another model, in the place of one that cannot be had; else the error, which may name some."""
+        """Another model, in the place of one that cannot be had; else the error, whose hint names some."""
         find = self._surroundings.substitutes
         found = await find(request, error) if find is not None else ()
-        if not wanted:
-            names = ", ".join(each.served for each in found)
-            if names:
-                error.hint = f"{error.hint}; these would do: {names}".lstrip("; ")
-            raise error
-        for each in found:
+        for each in found if wanted else ():
             other = readdress(request, each.served, request.reloading, request.keep_alive)
             try:
                 lease = await self._acquire(other, on_progress)
             except (PoolError, ModelNotFound):
+                error.hint = f"{each.served} could not be had either; {error.hint}"
                 continue
             lease.substitution = each
             return lease

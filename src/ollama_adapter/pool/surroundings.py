@@ -17,7 +17,7 @@ Pull = Callable[[str, Progress], Awaitable[None]]
 Activity = Callable[[str], Awaitable[float | None]]
 """A number that moves while the runner of these weights (the name of their file) works; None: not known."""
 Substitutes = Callable[[Request, AdapterError], Awaitable[Sequence[Substitution]]]
-"""What may answer in place of a model that cannot be had, the best one first."""
+"""What may answer in place of a model that cannot be had, the best one first; the error's hint tells it."""
 
 _EVERYTHING: Final = 1 << 60
 UNLIMITED: Final = Limits(Footprint(_EVERYTHING), _EVERYTHING, 1 << 30, 1 << 30, (0.0, None))
