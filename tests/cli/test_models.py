@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from ollama_adapter.testing import Piece, ScriptedDaemon, ScriptedRequest, json_response, response
+from ollama_adapter.testing import (
+    Piece,
+    PretendModel,
+    PretendOllama,
+    ScriptedDaemon,
+    ScriptedRequest,
+    json_response,
+    response,
+)
 from tests.cli.command import Machine
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +43,7 @@ PS: dict[str, Any] = {
         },
     ]
 }
+SIZES = {"here": 400, "there": 300}
 
 
 def housekeeping(request: ScriptedRequest) -> list[Piece]:
@@ -43,22 +52,21 @@ def housekeeping(request: ScriptedRequest) -> list[Piece]:
     return [response(b"")]
 
 
+def without_memory(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the daemon lists them."""
+    ours = ("resident", "fits", "needs_bytes", "reason")
+    return [{key: value for key, value in each.items() if key not in ours} for each in lines]
+
+
 async def test_models(machine: Machine) -> None:
     async with ScriptedDaemon(housekeeping) as daemon:
         machine.port, daemon.models = daemon.port, TAGS["models"]
         done = await machine.run("models")
     heading, *rows = done.out.splitlines()
     assert heading.split()[:3] == ["NAME", "SIZE", "PARAMETERS"]
-    assert rows[0].split() == [
-        "llama3.2:1b",
-        "1.3",
-        "GB",
-        "1.2B",
-        "Q8_0",
-        "llama",
-        "2026-03-01",
-        "10:00",
-    ]
+    words = rows[0].split()
+    assert words[:6] == ["llama3.2:1b", "1.3", "GB", "1.2B", "Q8_0", "llama"]
+    assert words[6] == "fits:" and words[-2:] == ["2026-03-01", "10:00"]
     assert "odd␛[2J" in rows[1] and "\x1b" not in done.out
     assert "knows nothing" in done.err
 
@@ -67,16 +75,46 @@ async def test_models_as_json(machine: Machine) -> None:
     async with ScriptedDaemon(housekeeping) as daemon:
         machine.port, daemon.models = daemon.port, TAGS["models"]
         done = await machine.run("models", "--json")
-    assert done.lines == TAGS["models"] and done.err == ""
+    assert without_memory(done.lines) == TAGS["models"] and done.err == ""
+
+
+async def test_which_models_fit_and_which_are_there(machine: Machine) -> None:
+    models = [PretendModel(name, size_bytes=size << 20) for name, size in SIZES.items()]
+    async with PretendOllama(*models) as daemon:
+        machine.port = daemon.port
+        assert (await machine.run("load", "here")).code == 0
+        listed = {each["name"]: each for each in (await machine.run("models", "--json")).lines}
+        done = await machine.run("models")
+    assert listed["here:latest"]["resident"] and listed["here:latest"]["needs_bytes"] > 400 << 20
+    assert (listed["there:latest"]["resident"], listed["there:latest"]["fits"]) == (False, True)
+    assert "in use: 4" in done.out and "fits: " in done.out
 
 
 async def test_ps(machine: Machine) -> None:
     async with ScriptedDaemon(housekeeping) as daemon:
         machine.port, daemon.resident = daemon.port, PS["models"]
         done = await machine.run("ps")
-        lines = (await machine.run("ps", "--json")).lines
-    assert done.out.splitlines()[1].split()[:6] == ["llama3.2:1b", "2.0", "GB", "25", "%", "4096"]
-    assert lines == PS["models"]
+        (line,) = (await machine.run("ps", "--json")).lines
+    row = done.out.splitlines()[1].split()
+    assert row == [
+        "llama3.2:1b",
+        "1.4",
+        "GiB",
+        "476",
+        "MiB",
+        "25",
+        "%",
+        "4096",
+        "for",
+        "ever",
+        "pinned",
+    ]
+    assert line == PS["models"][0] | {
+        "ram_bytes": 1_500_000_000,
+        "vram_bytes": 500_000_000,
+        "busy": None,
+        "pinned": True,
+    }
 
 
 async def test_ps_starts_nothing(machine: Machine) -> None:
@@ -149,7 +187,20 @@ async def test_status_of_a_stranger_on_the_port(machine: Machine) -> None:
 async def test_every_command_has_help_with_examples(machine: Machine) -> None:
     top = await machine.run("--help")
     assert top.code == 0
-    names = ["run", "status", "models", "ps", "import", "rm", "purge", "embed"]
+    names = [
+        "run",
+        "status",
+        "models",
+        "ps",
+        "plan",
+        "load",
+        "unload",
+        "pin",
+        "import",
+        "rm",
+        "purge",
+        "embed",
+    ]
     for name in names:
         assert f"\n  {name} " in top.out
         done = await machine.run(name, "--help")

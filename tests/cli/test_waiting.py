@@ -8,6 +8,8 @@ import pytest
 
 from ollama_adapter.cli.waiting import Wait, waiting_words
 from ollama_adapter.events import LoadPhase, LoadProgress
+from ollama_adapter.testing import PretendModel, PretendOllama
+from tests.cli.command import Machine
 
 S = 1_000_000_000
 
@@ -52,3 +54,24 @@ def test_what_is_over_at_once_is_not_worth_a_word() -> None:
     assert wait.words(None, 0) == ""
     assert wait.words(begun, 5 * S) == wait.words(begun, 5 * S + S // 5) == ""
     assert wait.words(begun, 6 * S) == "loading m: 1 s"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("way", [(), ("--json",)])
+async def test_run_says_in_a_terminal_what_it_waits_for(
+    machine: Machine, way: tuple[str, ...]
+) -> None:
+    async with PretendOllama(PretendModel("m", length=3), load_s=1.5) as daemon:
+        machine.port = daemon.port
+        async with machine.terminal("run", "m", "hi", *way) as terminal:
+            await terminal.until("loading m:latest: 1 s")
+            assert await terminal.ended() == 0
+            assert "loading" not in terminal.screen.text
+
+
+@pytest.mark.anyio
+async def test_piped_nothing_is_said_of_the_wait(machine: Machine) -> None:
+    async with PretendOllama(PretendModel("m", length=3), load_s=1.0) as daemon:
+        machine.port = daemon.port
+        done = await machine.run("run", "m", "hi")
+    assert done.code == 0 and done.err == "" and "loading" not in done.out

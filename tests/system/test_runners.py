@@ -15,7 +15,7 @@ import pytest
 
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.http import find_free_port
-from ollama_adapter.system.runners import Sampler, end, listener_pid, look, take
+from ollama_adapter.system.runners import Sampler, at_work, end, listener_pid, look, take
 from ollama_adapter.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -77,6 +77,17 @@ def test_what_works_has_spent_more_each_time_and_is_ended_when_told() -> None:
         end(sample)  # once more: it has gone
         left = take(process.pid, "sha256-aa", CLOCK)
     assert left is not None and (left.spent, left.identified) == ({}, False)
+
+
+async def test_which_models_work() -> None:
+    by_name = f"case $1 in *busy) {SPIN};; *) {REST};; esac"
+    with daemon(by_name, "sha256-busy", "sha256-idle") as process:
+        names = ["sha256-busy", "sha256-idle", "sha256-gone"]
+        expected = {"sha256-busy": True, "sha256-idle": False}
+        while await at_work(process.pid, names, CLOCK) != expected:
+            pass  # one that has just been started works, too
+        assert await at_work(process.pid, ["sha256-gone"], CLOCK) == {}
+    assert await at_work(None, names, CLOCK) == await at_work(process.pid, [], CLOCK) == {}
 
 
 HIDDEN = """

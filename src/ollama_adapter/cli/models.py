@@ -1,7 +1,6 @@
-"""`models`, `ps` and `rm`: what a daemon has on the disk and in memory.
+"""`models` and `rm`: what a daemon has on the disk.
 
-A daemon that runs is asked; to list or remove what is on the disk, one is started for the moment where
-none runs. What is in memory is only known to one that runs already.
+A daemon that runs is asked; where none runs, one is started for the moment.
 """
 
 from __future__ import annotations
@@ -10,20 +9,23 @@ import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from rich.table import Table
 from rich.text import Text
 
+from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.cli.draw import DEMONSTRATION, LABEL, is_demonstration, size
 from ollama_adapter.cli.output import complain, console, harmless, print_json
 from ollama_adapter.config import Config, DaemonMode
+from ollama_adapter.core.amounts import gib
 from ollama_adapter.core.names import local_name
-from ollama_adapter.errors import AdapterError, DaemonError
+from ollama_adapter.errors import AdapterError
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
 
 Work = Coroutine[Any, Any, None]
+FOR_EVER: Final = "for ever"
 
 
 def models(*, as_json: bool) -> Work:
@@ -33,11 +35,13 @@ def models(*, as_json: bool) -> Work:
 async def _models(config: Config, as_json: bool) -> None:
     async with Orchestrator(config) as orchestrator:
         found = await orchestrator.adapter.client.tags()
+        for each in found:
+            each |= await _in_memory(orchestrator.adapter, str(each.get("name", "")))
     if as_json:
         for each in found:
             print_json(each)
         return
-    table = listing("NAME", "SIZE", "PARAMETERS", "QUANTISATION", "FAMILY", "MODIFIED")
+    table = listing("NAME", "SIZE", "PARAMETERS", "QUANTISATION", "FAMILY", "MEMORY", "MODIFIED")
     for each in found:
         add_row(table, _model_row(each))
     show(table, empty="no models here: ollama-adapter import FILE.gguf NAME adds one")
@@ -45,49 +49,36 @@ async def _models(config: Config, as_json: bool) -> None:
         console(stderr=True).print(Text(f"\n{DEMONSTRATION}", LABEL))
 
 
+async def _in_memory(adapter: OllamaAdapter, name: str) -> dict[str, Any]:
+    """Whether a model is in memory, or would fit; each is None where that cannot be told."""
+    try:
+        plan = await adapter.pool.plan(name)
+    except AdapterError as error:
+        return {"resident": None, "fits": None, "needs_bytes": None, "reason": str(error)}
+    return {
+        "resident": plan.resident,
+        "fits": plan.fits,
+        "needs_bytes": plan.takes.total,
+        "reason": plan.reason,
+    }
+
+
 def _model_row(model: Mapping[str, Any]) -> list[str]:
     details = model.get("details")
     about: Mapping[str, Any] = details if isinstance(details, dict) else {}
+    memory = "–"
+    if model["fits"] is not None:
+        words = "in use" if model["resident"] else "fits" if model["fits"] else "too large"
+        memory = f"{words}: {gib(model['needs_bytes'])}"
     return [
         str(model.get("name", "")),
         _bytes(model.get("size")),
         str(about.get("parameter_size") or "–"),
         str(about.get("quantization_level") or "–"),
         str(about.get("family") or "–"),
-        _instant(model.get("modified_at")),
+        memory,
+        instant(model.get("modified_at")),
     ]
-
-
-def ps(*, as_json: bool) -> Work:
-    return _ps(settings.load_config(), as_json)
-
-
-async def _ps(config: Config, as_json: bool) -> None:
-    found: list[dict[str, Any]] = []
-    nothing = "no model is in memory"
-    try:
-        async with Orchestrator(adopting(config)) as orchestrator:
-            found = await orchestrator.adapter.client.ps()
-    except DaemonError as error:
-        nothing = f"{nothing}: {error}"
-    if as_json:
-        for each in found:
-            print_json(each)
-        return
-    table = listing("NAME", "SIZE", "ON GPU", "CONTEXT", "UNTIL")
-    for each in found:
-        add_row(table, _resident_row(each))
-    show(table, empty=nothing)
-
-
-def _resident_row(model: Mapping[str, Any]) -> list[str]:
-    whole, gpu = model.get("size"), model.get("size_vram")
-    part = "–"
-    if isinstance(whole, int) and isinstance(gpu, int) and whole > 0:
-        part = f"{min(100, round(100 * gpu / whole))} %"
-    context = str(model.get("context_length") or "–")
-    until = _instant(model.get("expires_at"))
-    return [str(model.get("name", "")), _bytes(whole), part, context, until]
 
 
 def adopting(config: Config) -> Config:
@@ -157,12 +148,12 @@ def _bytes(value: object) -> str:
     return size(value) if isinstance(value, int) and value >= 0 else "–"
 
 
-def _instant(value: object) -> str:
+def instant(value: object) -> str:
     """A time of the daemon's in this place's own."""
     try:
         stamp = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-        if stamp.year < 2 or stamp.year > 2400:
-            return "for ever" if stamp.year > 2400 else "–"
+        if stamp.year < 2 or stamp.year > 2200:
+            return FOR_EVER if stamp.year > 2200 else "–"
         stamp = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
         return stamp.astimezone().strftime("%Y-%m-%d %H:%M")
     except (ValueError, OverflowError):

@@ -56,6 +56,26 @@ async def look(daemon_pid: int | None, clock: Clock) -> Runners:
     return Runners(len(after.spent), working, before.runnable or after.runnable)
 
 
+async def at_work(daemon_pid: int | None, weights: Sequence[str], clock: Clock) -> dict[str, bool]:
+    """Which models work, by the names of their files: of each whose runner is seen whether it works.
+
+    Takes 0.2 s where there is anything to see; cancelling is safe.
+    """
+    sampler = Sampler(clock)
+    before = {each: await sampler.sample(daemon_pid, each) for each in weights}
+    seen = {each: held for each, held in before.items() if held is not None and held.identified}
+    if not seen:
+        return {}
+    await clock.sleep_until_ns(clock.now_ns() + LOOK_NS)
+    working: dict[str, bool] = {}
+    for each, held in seen.items():
+        after = await sampler.sample(daemon_pid, each)
+        if after is not None and after.identified:
+            spent = sum(after.spent.values()) - sum(held.spent.values())
+            working[each] = spent > 0 or after.runnable
+    return working
+
+
 def take(daemon_pid: int | None, weights: str, clock: Clock) -> Sample | None:
     """The runners of a model, by the name of its file; all of them where it is "" or unknown to them.
 

@@ -1,19 +1,106 @@
-"""What is in memory: `ps`."""
+"""What is in memory, and what shall be: `ps`, `plan`, `load`, `unload` and `pin`."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from ollama_adapter.cli.commands import Json
+
+Model = Annotated[str, typer.Argument(show_default=False)]
+NumCtx = Annotated[int | None, typer.Option(help="Size of the context in tokens.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="NAME=VALUE", help="Any option of how it is loaded."),
+]
 
 
 def ps(as_json: Json = False) -> None:
-    """List the models in memory, and until when they stay there.
+    """List the models in memory: what they take, whether they work, and until when they stay there.
 
     \b
     Examples:
       ollama-adapter ps
       ollama-adapter ps --json
     """
-    from ollama_adapter.cli import models as command
+    from ollama_adapter.cli import residents as command
     from ollama_adapter.cli.ending import execute
 
     execute(lambda: command.ps(as_json=as_json), as_json=as_json)
+
+
+def plan(model: Model, num_ctx: NumCtx = None, as_json: Json = False) -> None:
+    """Tell what loading a model would take, whether it fits, who would have to go, and why.
+
+    Loads nothing. Ends with 0 if it fits, with 1 if it does not.
+
+    \b
+    Examples:
+      ollama-adapter plan llama3.2
+      ollama-adapter plan llama3.2 --num-ctx 32768
+      ollama-adapter plan llama3.2 --json | jq .takes
+    """
+    from ollama_adapter.cli import planning as command
+    from ollama_adapter.cli.ending import execute
+
+    execute(lambda: command.plan(model, num_ctx, as_json=as_json), as_json=as_json)
+
+
+def load(
+    model: Model,
+    keep_alive: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long it stays after its last use.")
+    ] = None,
+    num_ctx: NumCtx = None,
+    option: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a model into the memory of the daemon that runs.
+
+    Options of how it is loaded hold for every later request. One that is there with others is loaded anew.
+
+    \b
+    Examples:
+      ollama-adapter load llama3.2
+      ollama-adapter load llama3.2 --keep-alive 1h --num-ctx 8192
+      ollama-adapter load llama3.2 -o num_gpu=20
+    """
+    from ollama_adapter.cli.ending import execute
+    from ollama_adapter.cli.residents import Load
+
+    command = Load(model, num_ctx, option or [], keep_alive)
+    execute(lambda: command.prepare(as_json=as_json), as_json=as_json)
+
+
+def pin(
+    model: Model, num_ctx: NumCtx = None, option: Options = None, as_json: Json = False
+) -> None:
+    """Bring a model into the memory of the daemon that runs, where it stays until that ends.
+
+    `load` gives it a time to stay again, and `unload` removes it. Applications pin models with pool.pinned.
+
+    \b
+    Examples:
+      ollama-adapter pin llama3.2
+      ollama-adapter pin llama3.2 --num-ctx 8192
+    """
+    from ollama_adapter.cli.ending import execute
+    from ollama_adapter.cli.residents import Load
+
+    command = Load(model, num_ctx, option or [], pin=True)
+    execute(lambda: command.prepare(as_json=as_json), as_json=as_json)
+
+
+def unload(model: Model, as_json: Json = False) -> None:
+    """Remove a model from memory, once it is idle.
+
+    \b
+    Examples:
+      ollama-adapter unload llama3.2
+      ollama-adapter unload llama3.2 --json
+    """
+    from ollama_adapter.cli import residents as command
+    from ollama_adapter.cli.ending import execute
+
+    execute(lambda: command.unload(model, as_json=as_json), as_json=as_json)

@@ -1,0 +1,83 @@
+"""`plan`: what loading a model would take and do to the others, and why. Nothing is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ollama_adapter.cli import asking
+from ollama_adapter.cli.draw import LABEL
+from ollama_adapter.cli.output import console, harmless, print_json
+from ollama_adapter.config import Config
+from ollama_adapter.core.amounts import budget, gib
+from ollama_adapter.core.names import local_name
+from ollama_adapter.errors import InvalidRequest
+from ollama_adapter.events import Footprint, LoadPlan
+from ollama_adapter.orchestrator import Orchestrator
+from ollama_adapter.system import settings
+
+DOES_NOT_FIT: Final = 1
+
+
+def plan(model: str, num_ctx: int | None, *, as_json: bool) -> Coroutine[Any, Any, None]:
+    local_name(model)
+    if num_ctx is not None and num_ctx <= 0:
+        raise InvalidRequest(f"--num-ctx {num_ctx} is no size", hint="it is a number of tokens")
+    config = asking.with_daemon_for(model, settings.load_config())
+    return _plan(config, model, num_ctx, as_json)
+
+
+async def _plan(config: Config, model: str, num_ctx: int | None, as_json: bool) -> None:
+    async with Orchestrator(config) as orchestrator:
+        pool = orchestrator.adapter.pool
+        found = await pool.plan(model, num_ctx)
+        ending = [each.footprint for each in pool.residents() if each.model in found.waits_for]
+    after = after_load(found, ending)
+    if as_json:
+        print_json({**dataclasses.asdict(found), "after": dataclasses.asdict(after)})
+    else:
+        console().print(plan_table(found, after))
+    if not found.fits:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def after_load(found: LoadPlan, ending: Sequence[Footprint] = ()) -> Footprint:
+    """What is taken once the plan has been carried out; `ending` are those it waits for."""
+    if not found.fits:
+        return found.used
+    gone = sum([*(each.frees for each in found.evict), *ending], Footprint())
+    return found.used + found.takes - gone
+
+
+def plan_table(found: LoadPlan, after: Footprint) -> Table:
+    """The plan in words, with its reasons."""
+    total = found.weights_bytes + found.kv_bytes + found.overhead_bytes
+    expected = found.expected_s
+    evicts = [f"{each.model} ({gib(each.frees.total)}): {each.reason}" for each in found.evict]
+    rows = {
+        "model": found.model,
+        "fits": f"{'yes' if found.fits else 'no'}: {found.reason}",
+        "needs": (
+            f"{gib(total)}: weights {gib(found.weights_bytes)}, cache of {found.num_ctx} tokens "
+            f"{gib(found.kv_bytes)}, overhead {gib(found.overhead_bytes)}"
+        ),
+        "goes to": budget(found.takes) if found.fits else "",
+        "in use before": f"{budget(found.used)}, of a budget of {budget(found.budget)}",
+        "and after": budget(after) if found.fits else "",
+        "evicts": "\n".join(evicts),
+        "waits for": ", ".join(found.waits_for),
+        "load takes": "" if expected is None or found.resident else f"about {expected:.1f} s",
+        "note": "the budget is only advice: this daemon is not ours alone" * found.advisory,
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style=LABEL)
+    table.add_column(overflow="fold")
+    for label, value in rows.items():
+        if value:
+            table.add_row(label, Text(harmless(value)))
+    return table

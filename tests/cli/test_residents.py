@@ -1,0 +1,159 @@
+"""`ps`, `plan`, `load`, `unload`, `pin` and `models` on a daemon that pretends."""
+
+from __future__ import annotations
+
+import pytest
+
+from ollama_adapter.testing import PretendModel, PretendOllama
+from ollama_adapter.testing.memory import Machine as Memory
+from tests.cli.command import Machine
+
+pytestmark = pytest.mark.anyio
+
+GIB = 1 << 30
+SMALL = PretendModel("small:1b", size_bytes=1 * GIB)
+OTHER = PretendModel("other:1b", size_bytes=1 * GIB)
+HUGE = PretendModel("huge:70b", size_bytes=40 * GIB)
+
+
+async def test_a_model_is_loaded_listed_and_unloaded(machine: Machine) -> None:
+    async with PretendOllama(SMALL, OTHER) as daemon:
+        machine.port = daemon.port
+        done = await machine.run("load", "small:1b", "--keep-alive", "1h", "--num-ctx", "2048")
+        assert done.code == 0 and done.err == ""
+        assert done.out.startswith("small:1b is now in memory: 1.0 GiB of RAM, 20")
+        done = await machine.run("load", "SMALL:1b", "--json")
+        (line,) = done.lines
+        assert (line["loaded"], line["was_in_memory"], line["vram_bytes"]) == ("SMALL:1b", True, 0)
+        assert (line["context_length"], line["ram_bytes"] > GIB) == (2048, True)
+        done = await machine.run("ps")
+        heading, row = done.out.splitlines()
+        assert heading.split() == ["NAME", "RAM", "VRAM", "ON", "GPU", "CONTEXT", "UNTIL", "STATE"]
+        assert row.split()[:7] == ["small:1b", "1.0", "GiB", "0", "MiB", "0", "%"]
+        assert "2048" in row and row.split()[-1] == "–"  # it has no runner that could be seen
+        done = await machine.run("unload", "small:1b")
+        assert done.out.startswith("unloaded small:1b: 1.0 GiB of RAM are free again")
+        assert daemon.moves[-1][1].startswith("small:1b")
+        done = await machine.run("unload", "small:1b")
+        assert (done.code, done.out) == (0, "") and "was not in memory" in done.err
+        (line,) = (await machine.run("unload", "small:1b", "--json")).lines
+        assert line == {"unloaded": "small:1b", "was_in_memory": False, "freed_bytes": 0}
+
+
+async def test_a_pinned_model_stays(machine: Machine) -> None:
+    async with PretendOllama(SMALL) as daemon:
+        machine.port = daemon.port
+        assert (await machine.run("load", "small:1b")).code == 0
+        done = await machine.run("pin", "small:1b")
+        assert done.out == "small:1b was in memory: 1.0 GiB of RAM, for ever\n"
+        (line,) = (await machine.run("ps", "--json")).lines
+        assert (line["pinned"], line["busy"], line["name"]) == (True, None, "small:1b")
+        assert "pinned" in (await machine.run("ps")).out
+        assert (await machine.run("load", "small:1b", "--keep-alive", "5m")).code == 0
+        (line,) = (await machine.run("ps", "--json")).lines
+        assert line["pinned"] is False
+        machine.environment["OLLAMA_ADAPTER_POOL_PINNED"] = "small:1b"
+        (line,) = (await machine.run("ps", "--json")).lines
+        assert line["pinned"] is True
+
+
+@pytest.mark.parametrize("command", ["load", "unload", "pin"])
+async def test_a_model_is_in_memory_only_as_long_as_its_daemon(
+    machine: Machine, command: str
+) -> None:
+    async with PretendOllama(SMALL) as daemon:
+        machine.port = daemon.port
+    done = await machine.run(command, "small:1b")
+    assert done.code == 1 and done.out == ""
+    assert "a model stays in memory only as long as its daemon" in done.err
+    assert "hint: start Ollama first" in done.err and "Traceback" not in done.err
+
+
+async def test_a_plan_says_what_it_takes_and_whether_it_fits(machine: Machine) -> None:
+    async with PretendOllama(SMALL, HUGE) as daemon:
+        machine.port = daemon.port
+        machine.environment["OLLAMA_ADAPTER_POOL_MODEL_BYTES"] = str(200 << 40)
+        done = await machine.run("plan", "small:1b", "--num-ctx", "2048", "--json")
+        (line,) = done.lines
+        assert done.code == 0 and line["fits"] and line["num_ctx"] == 2048
+        assert line["weights_bytes"] == GIB
+        total = line["weights_bytes"] + line["kv_bytes"] + line["overhead_bytes"]
+        assert line["takes"]["ram"] + line["takes"]["vram"] == total
+        assert line["after"] == line["takes"]  # nothing else is in memory
+        done = await machine.run("plan", "small:1b")
+        for words in ("fits", "yes: it takes 1.", "weights 1.0 GiB, cache of 4096 tokens", "after"):
+            assert words in done.out
+        larger = (await machine.run("plan", "small:1b", "--num-ctx", "4096", "--json")).lines[0]
+        assert larger["kv_bytes"] > line["kv_bytes"]
+        assert (await machine.run("ps", "--json")).lines == []  # nothing was loaded
+
+
+async def test_a_plan_for_a_model_in_memory(machine: Machine) -> None:
+    async with PretendOllama(SMALL) as daemon:
+        machine.port = daemon.port
+        await machine.run("load", "small:1b")
+        done = await machine.run("plan", "small:1b")
+    assert done.code == 0 and "yes: it is in memory already" in done.out
+    assert "load takes" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("plan", "nothing"), 1, "there is no model nothing"),
+        (("load", "nothing"), 1, "there is no model nothing"),
+        (("pin", "nothing"), 1, "there is no model nothing"),
+        (("unload", "nothing"), 1, "there is no model nothing"),
+        (("plan", "small:1b", "--num-ctx", "0"), 2, "--num-ctx 0 is no size"),
+        (("plan", "a//b"), 2, "the model name cannot be used"),
+        (("load", "gpt-oss:20b-cloud"), 1, "runs in a cloud"),
+        (("load", "small:1b", "--keep-alive", "soon"), 2, "keep_alive must be seconds"),
+        (("load", "small:1b", "-o", "num_ctx=8", "--num-ctx", "9"), 2, "num_ctx is given twice"),
+        (("load", "small:1b", "-o", "temperature=1"), 2, "temperature"),
+        (("pin", "small:1b", "-o", "num_gpu=many"), 2, "num_gpu must be an integer"),
+    ],
+)
+async def test_errors_in_words(
+    machine: Machine, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    async with PretendOllama(SMALL) as daemon:
+        machine.port = daemon.port
+        done = await machine.run(*arguments)
+        assert (done.code, done.out) == (code, "")
+        assert words in done.err and "Traceback" not in done.err
+        told = await machine.run(*arguments, "--json")
+        assert told.code == code and told.err == "" and words in told.lines[0]["message"]
+
+
+async def test_options_of_a_load_are_checked_and_sent(machine: Machine) -> None:
+    async with PretendOllama(SMALL) as daemon:
+        machine.port = daemon.port
+        done = await machine.run("load", "small:1b", "-o", "num_gpu=3", "-o", "use_mmap=false")
+        assert done.code == 0
+        sent = [each.json().get("options") for each in daemon.requests if each.method == "POST"]
+    assert {"num_gpu": 3, "use_mmap": False} in sent
+
+
+async def test_a_load_shows_that_it_goes_on_and_leaves_no_trace(machine: Machine) -> None:
+    async with PretendOllama(SMALL, load_s=1.5) as daemon:
+        machine.port = daemon.port
+        async with machine.terminal("load", "small:1b") as terminal:
+            await terminal.until("loading small:1b: 1 s")
+            await terminal.until("is now in memory")
+            assert await terminal.ended() == 0
+            assert "loading" not in terminal.screen.text
+        assert (await machine.run("unload", "small:1b")).code == 0
+        piped = await machine.run("load", "small:1b")
+    assert piped.err == "" and piped.out.startswith("small:1b is now in memory")
+
+
+async def test_a_listing_for_a_narrow_terminal_without_colours(machine: Machine) -> None:
+    machine.environment["NO_COLOR"] = "1"
+    async with PretendOllama(SMALL, OTHER, machine=Memory(vram_bytes=8 * GIB)) as daemon:
+        machine.port = daemon.port
+        await machine.run("load", "small:1b")
+        for command in (("ps",), ("models",), ("plan", "other:1b")):
+            async with machine.terminal(*command, width=32) as terminal:
+                assert await terminal.ended() == 0
+            assert b"\x1b[3" not in terminal.raw and "│" not in terminal.screen.text
+            assert max(map(len, terminal.screen.text.splitlines())) <= 32
