@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ollama_adapter import Config, DaemonConfig, DaemonMode, OllamaAdapter, PoolConfig
+from ollama_adapter import (
+    BlockingAdapter,
+    Config,
+    DaemonConfig,
+    DaemonMode,
+    OllamaAdapter,
+    PoolConfig,
+)
 from ollama_adapter.config import Pulling
 from ollama_adapter.embedded.store import Store
 from ollama_adapter.errors import (
@@ -114,6 +122,33 @@ async def test_the_pool_may_pull_only_where_the_settings_say_so(
         await always.aclose()
     assert {each.phase for each in seen} == {LoadPhase.PULLING}
     assert len(Store(store, bundled=False).models()) == 1
+
+
+async def test_a_model_that_is_missing_is_pulled_and_answers_where_the_settings_say_so(
+    registry: Registry, store: Path
+) -> None:
+    name = registry.add("small", WEIGHTS)
+    async with adapter_for(store, registry.host, pulling=Pulling.ALWAYS) as adapter:
+        with anyio.fail_after(WATCHDOG_S):
+            seen: list[LoadProgress] = []
+            adapter.pool.on_progress(seen.append)
+            answers = await asyncio.gather(
+                adapter.generate(name, "Hello", num_predict=3),
+                adapter.generate(name, "Hello", num_predict=3),
+            )
+    assert all(each.statistics.tokens for each in answers)
+    assert [each.statistics.served_by for each in answers] == [name, name]
+    assert LoadPhase.PULLING in {each.phase for each in seen}
+    assert registry.twice() == 0
+
+
+def test_without_await_it_is_the_same(registry: Registry, store: Path) -> None:
+    name = registry.add("small", WEIGHTS)
+    daemon = DaemonConfig(mode=DaemonMode.EMBEDDED, models_dir=str(store))
+    seen: list[PullProgress] = []
+    with BlockingAdapter(Config(daemon, PoolConfig(registries=(registry.host,)))) as adapter:
+        receipt = adapter.pull(name, seen.append)
+    assert receipt.total_bytes == seen[-1].done_bytes
 
 
 async def test_a_registry_that_is_not_listed_is_refused_whoever_would_pull(

@@ -16,7 +16,16 @@ from typing import Any, Self, TypeVar
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.config import Config
 from ollama_adapter.errors import AdapterError
-from ollama_adapter.events import AbortReceipt, Answer, Embeddings, Health, Statistics, TokenEvent
+from ollama_adapter.events import (
+    AbortReceipt,
+    Answer,
+    Embeddings,
+    Health,
+    PullProgress,
+    PullReceipt,
+    Statistics,
+    TokenEvent,
+)
 from ollama_adapter.stream import TokenStream
 
 T = TypeVar("T")
@@ -94,6 +103,16 @@ class BlockingAdapter:
 
     def embed(self, model: str, texts: str | Sequence[str], **kwargs: Any) -> Embeddings:
         return self._wait(self._adapter.embed(model, texts, **kwargs))
+
+    def pull(
+        self,
+        model: str,
+        on_progress: Callable[[PullProgress], None] | None = None,
+        *,
+        also_from: Sequence[str] = (),
+    ) -> PullReceipt:
+        """Download a model: to call it is to agree. `on_progress` is called in the adapter's thread."""
+        return self._wait(self._adapter.pull(model, on_progress, also_from=also_from))
 
     def stop_generation(self, session_id: str) -> None:
         """Abort a session, from any thread."""

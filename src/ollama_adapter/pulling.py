@@ -27,7 +27,14 @@ from ollama_adapter.events import (
     PullReceipt,
     PullStage,
 )
-from ollama_adapter.puller.pull import Confirm, Puller, Report, check_consent, no_consent
+from ollama_adapter.puller.pull import (
+    Confirm,
+    Puller,
+    Report,
+    check_consent,
+    guarded,
+    no_consent,
+)
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope
@@ -88,7 +95,7 @@ class ModelSource:
         except (DaemonError, TransportError):
             relayed = False
         if relayed:
-            return await self._relay(name, on_progress or (lambda _: None), confirm)
+            return await self._relay(name, guarded(on_progress), confirm)
         return await self._puller.pull(model, on_progress, confirm=confirm, also_from=also_from)
 
     async def _is_shared(self) -> bool:

@@ -206,6 +206,17 @@ async def test_another_process_that_has_the_model_is_waited_for(
     assert sorted(each.name for each in store.iterdir()) == ["blobs", "manifests"]
 
 
+async def test_a_callback_that_raises_ends_nothing(
+    registry: Registry, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: PullProgress) -> None:
+        raise RuntimeError("of somebody's own")
+
+    receipt = await make().pull(registry.add("big", WEIGHTS), broken)
+    assert receipt.fetched_bytes > SIZE
+    assert "a callback for the progress of a pull raised" in caplog.text
+
+
 async def test_closing_the_scope_ends_a_pull(registry: Registry, make: Make) -> None:
     name = registry.add("big", WEIGHTS)
     registry.faults = [Fault("holds", at=MOST)]

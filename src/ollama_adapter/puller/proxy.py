@@ -60,6 +60,7 @@ class Proxy:
         task = self._scope.spawn(self._serve(ours), "pull proxy")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: ours.close())  # it may be cancelled before it begins
         return theirs
 
     async def aclose(self) -> None:

@@ -8,6 +8,7 @@ same model into the same store is waited for, and then there is nothing left to 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from ollama_adapter.system.store import Layout
 Report = Callable[[PullProgress], None]
 Confirm = Callable[[PullOffer], Awaitable[bool]]
 """Asks for consent once the size is known; False ends the pull with PullRefused."""
+
+
+log = logging.getLogger("ollama_adapter")
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +106,7 @@ class Puller:
         source = source_of(name, tls_on_loopback=self._tls_on_loopback)
         check_consent(source, registries)
         flight = self._flight(name, source, registries, confirm)
-        report: Report = on_progress or (lambda _: None)
+        report = guarded(on_progress)
         flight.reports.append(report)
         if flight.last is not None:
             report(flight.last)
@@ -137,6 +141,19 @@ class Puller:
         for key, each in list(self._flights.items()):
             if each is flight:
                 del self._flights[key]
+
+
+def guarded(report: Report | None) -> Report:
+    """The same; what it raises is told, and does not end a download that others may wait for, too."""
+
+    def tell(progress: PullProgress) -> None:
+        if report is not None:
+            try:
+                report(progress)
+            except Exception:
+                log.exception("a callback for the progress of a pull raised")
+
+    return tell
 
 
 async def _caught(flight: Flight) -> PullReceipt | AdapterError:
