@@ -162,6 +162,8 @@ class Fetcher:
     def _ask(self, target: Target, headers: dict[str, str]) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection(target.host, target.port)
         connection.auto_open = 0
+        # The usual port is not said: storage signs its addresses with the host as it is named there.
+        connection.default_port = 443 if target.tls else 80
         connection.sock = self._connect(target)
         always = {"User-Agent": self._about["agent"], "Accept-Encoding": "identity"}
         connection.request("GET", target.path, headers={**always, **headers, "Connection": "close"})

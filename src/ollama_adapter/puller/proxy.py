@@ -22,7 +22,8 @@ from ollama_adapter.system.scope import TaskScope
 
 READ_BYTES: Final = 1 << 18
 HEAD_BYTES: Final = 1 << 12
-DIAL_S: Final = 15.0
+DIAL_S: Final = 25.0
+ADDRESS_S: Final = 5.0  # then the next one: a network may swallow what goes to some of them
 _CONNECT: Final = re.compile(r"CONNECT ([A-Za-z0-9._-]{1,253}):(\d{1,5}) HTTP/1\.1\r\n")
 
 
@@ -97,7 +98,7 @@ class Proxy:
 
     async def _dial(self, wanted: Address) -> socket.socket:
         """The first address of the host that answers. Raises OSError."""
-        failure = OSError(113, "it has no address that may be used")
+        failure = OSError(0, "it has no address that may be used")
         listed = may_dial(wanted, self._listed)
         for family, address in await _resolve(wanted):
             if not may_reach(wanted, address, listed=listed):
@@ -106,7 +107,8 @@ class Proxy:
             remote.setblocking(False)
             try:
                 loop = asyncio.get_running_loop()
-                await loop.sock_connect(remote, (address, wanted.port))
+                async with asyncio.timeout(ADDRESS_S):
+                    await loop.sock_connect(remote, (address, wanted.port))
                 return remote
             except OSError as error:
                 remote.close()
