@@ -14,6 +14,7 @@ from ollama_adapter.config import Pulling, Reloading
 from ollama_adapter.core.requests import embed_request
 from ollama_adapter.errors import (
     AdapterError,
+    BudgetExceeded,
     ConnectFailed,
     ConnectionLost,
     InvalidRequest,
@@ -357,6 +358,20 @@ async def test_two_who_want_a_model_differently_both_get_it() -> None:
             ]
         for task, wanted in zip(tasks, (1024, 2048, 1024, 4096), strict=True):
             assert task.result().request.reloading == {"num_ctx": wanted}
+        at_rest(run)
+
+
+async def test_nobody_is_refused_for_what_somebody_else_wants() -> None:
+    """Who comes second waits for the first one's load, and that one asks for more than there is."""
+    large = model("a", context_length=1 << 20)
+    async with rig(large, limits=bounds(250)) as run:
+        first = start(run, "a", num_ctx=1 << 20)
+        second = start(run, "a", num_ctx=512)
+        await settled(first, second)
+        assert isinstance(first.exception(), BudgetExceeded)
+        with second.result() as lease:
+            assert lease.request.reloading == {"num_ctx": 512}
+        assert run.loads == ["a:latest"]
         at_rest(run)
 
 

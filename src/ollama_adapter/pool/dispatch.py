@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ollama_adapter.core.ledger import Ledger
-from ollama_adapter.errors import AdapterError
+from ollama_adapter.errors import AdapterError, PoolError
 from ollama_adapter.events import LoadPhase, LoadProgress
 from ollama_adapter.pool.admission import Admission
 from ollama_adapter.pool.herald import Herald
@@ -61,13 +61,22 @@ class Dispatch:
         demand: Mapping[str, Any] | None,
         waiter: Waiter,
     ) -> Granted:
-        """The model in memory; one that works holds it busy from then on. Cancelling gives it back."""
-        errand = self._join(model, key, asked, demand, waiter)
-        try:
-            return await waiter.future
-        except BaseException:
-            self._leave(errand, waiter)
-            raise
+        """The model in memory; one that works holds it busy from then on. Cancelling gives it back.
+
+        An errand that was joined may fail for the options of whoever began it: then another one is begun.
+        """
+        own = asked if demand is None else demand
+        while True:
+            errand = self._join(model, key, asked, demand, waiter)
+            try:
+                return await waiter.future
+            except PoolError:
+                if errand.options == own:
+                    raise
+                waiter.future = asyncio.get_running_loop().create_future()
+            except BaseException:
+                self._leave(errand, waiter)
+                raise
 
     async def unload(self, model: str, key: str, keep_alive: str | float) -> None:
         """Raises ServerBusy, BudgetExceeded where it does not go. Cancelling is safe."""
