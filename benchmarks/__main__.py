@@ -1,100 +1,29 @@
-"""Measures CPU per token, ours beside others, and writes it down.
-
-Every client runs in a process of its own, pinned to one core; the replay server has another. Rounds
-are interleaved, so that what disturbs one client disturbs all. Reported are medians, and the median
-of the ratios to the official client within a round.
-"""
+"""Measures us beside others, and writes it down: `python -m benchmarks`. See docs/performance.md."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from benchmarks import report
-from benchmarks.clients import CLIENTS, Sample, missing
-from benchmarks.replay import NoCompiler, build, serve
+from benchmarks import costs, frames, report
+from benchmarks.cases import CASES, Bench, Case, Numbers, Samples, run
+from benchmarks.clients import CLIENTS, C, missing
+from benchmarks.plots import bars
+from benchmarks.replay import NoCompiler, build
 
-ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = Path(__file__).with_name("results")
-LIMIT_S: Final = 120
-
-
-@dataclass(frozen=True)
-class Case:
-    """What the server does, and for how long the client looks (0: one answer, to its end)."""
-
-    name: str
-    streams: int = 1
-    rate: float = 0.0
-    batch: int = 32
-    logprobs: bool = False
-
-
-CASES: Final = (
-    Case("as fast as it goes, 32 tokens per write"),
-    Case("as fast as it goes, 32 tokens per write, five top logprobs", logprobs=True),
-    Case("as fast as it goes, 1 token per write", batch=1),
-    Case("1 stream, 30 tokens/s", streams=1, rate=30.0),
-    Case("10 streams, 30 tokens/s each", streams=10, rate=30.0),
-    Case("100 streams, 30 tokens/s each", streams=100, rate=30.0),
-)
-
-
-def run_client(name: str, case: Case, port: int, core: int, tokens: int, seconds: float) -> Sample:
-    """One client, once. Raises CalledProcessError, TimeoutExpired, ValueError."""
-    paced = case.rate > 0
-    asked = int((seconds + 10) * case.rate) if paced else tokens
-    order = [name, port, case.streams, seconds if paced else 0, asked, int(case.logprobs)]
-    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    client = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.clients", *map(str, order)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with client:
-        os.sched_setaffinity(client.pid, {core})
-        try:
-            said, _ = client.communicate(timeout=LIMIT_S)
-        except BaseException:
-            client.kill()
-            raise
-    if client.returncode:
-        raise subprocess.CalledProcessError(client.returncode, name)
-    sample = Sample(**json.loads(said))
-    if not sample.tokens:
-        raise ValueError("no token came")
-    return sample
-
-
-def run_case(
-    case: Case, program: Path, cores: tuple[int, int], options: argparse.Namespace
-) -> report.Samples:
-    """All clients, all rounds. A client that fails once is left out from there on."""
-    samples: report.Samples = {name: [] for name in options.clients}
-    client_core, server_core = cores
-    with serve(
-        program, server_core, batch=case.batch, rate=case.rate, logprobs=case.logprobs
-    ) as port:
-        for _ in range(options.rounds):
-            for name in list(samples):
-                try:
-                    samples[name].append(
-                        run_client(name, case, port, client_core, options.tokens, options.seconds)
-                    )
-                except (subprocess.SubprocessError, ValueError) as error:
-                    print(f"{name} failed: {type(error).__name__}", file=sys.stderr)
-                    del samples[name]
-    return samples
+ALONE: Final[dict[str, Callable[[Bench], dict[str, Numbers]]]] = {
+    "lateness of 60 Hz frames": frames.run_all,
+    "what the parts cost": costs.run_all,
+}
+"""What is ours alone, and compared with nobody's."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -104,15 +33,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="of a paced measurement")
     parser.add_argument("--case", default="", help="only cases with this in their name")
     parser.add_argument("--client", default="", help="only clients with this in their name")
-    parser.add_argument("--no-save", action="store_true", help="write no file")
-    options = parser.parse_args(arguments)
-    options.clients = []
-    for name in (each for each in CLIENTS if options.client in each):
+    parser.add_argument(
+        "--ahead", action="store_true", help="ahead of other work on this machine (root only)"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go")
+    parser.add_argument("--no-save", action="store_true", help="write no files")
+    return parser.parse_args(arguments)
+
+
+def choose_clients(wanted: str) -> tuple[str, ...]:
+    """Those that are installed, ours first, the one in C last; the others are named."""
+    chosen = []
+    for name in (each for each in CLIENTS if wanted in each):
         if lacking := missing(name):
             print(f"skipped: {name} (not installed: {', '.join(lacking)})")
         else:
-            options.clients.append(name)
-    return options
+            chosen.append(name)
+    return (*chosen, C) if wanted in C else tuple(chosen)
 
 
 def choose_cores() -> tuple[int, int]:
@@ -123,32 +60,130 @@ def choose_cores() -> tuple[int, int]:
     return cores[0], cores[-1]
 
 
+def prepare(options: argparse.Namespace, directory: Path) -> Bench:
+    """Programs, cores, clients. Raises NoCompiler."""
+    client_core, server_core = choose_cores()
+    return Bench(
+        build("replay", directory),
+        build("client", directory),
+        client_core,
+        server_core,
+        options.rounds,
+        options.tokens,
+        options.seconds,
+        options.ahead,
+        choose_clients(options.client),
+    )
+
+
+def measure(bench: Bench, wanted: str) -> tuple[dict[str, Any], dict[str, Samples], list[str]]:
+    """Everything that is wanted, told as it comes: for the file, for the plots, and what failed."""
+    document: dict[str, Any] = {}
+    compared: dict[str, Samples] = {}
+    failures: list[str] = []
+    for case in CASES:
+        if wanted in case.name:
+            samples, failed = run(case, bench)
+            print(report.table(case, samples), flush=True)
+            failures += [f"{case.name}: {each}" for each in failed]
+            compared[case.name], document[case.name] = samples, report.case_json(case, samples)
+    for title, work in ALONE.items():
+        if wanted in title:
+            try:
+                rows = work(bench)
+            except (subprocess.SubprocessError, ValueError) as error:
+                failures.append(f"{title}: {type(error).__name__}")
+                continue
+            print(report.plain_table(title, rows), flush=True)
+            document[title] = rows
+    return document, compared, failures
+
+
+def plot(compared: Mapping[str, Samples]) -> dict[str, str]:
+    """SVG documents by their names."""
+
+    def chosen(number: str, cases: list[Case]) -> dict[str, dict[str, float]]:
+        found = {each.name: compared[each.name] for each in cases if each.name in compared}
+        return {
+            case: {
+                name: report.medians(rounds)[number] for name, rounds in samples.items() if rounds
+            }
+            for case, samples in found.items()
+        }
+
+    kinds = {
+        kind: [each for each in CASES if each.kind == kind]
+        for kind in ("speed", "flow", "first", "abort")
+    }
+    drawn = {
+        "cpu": ("CPU time per token", "µs", chosen("cpu_us", [*kinds["speed"], *kinds["flow"]])),
+        "latency": (
+            "From the server's send to the consumer, p50",
+            "µs",
+            chosen("p50_us", kinds["flow"]),
+        ),
+        "latency-p99": (
+            "From the server's send to the consumer, p99",
+            "µs",
+            chosen("p99_us", kinds["flow"]),
+        ),
+        "first-token": (
+            "Connected client: time to the first token",
+            "µs",
+            chosen("warm_us", kinds["first"]),
+        ),
+        "fresh-client": (
+            "New client: time to the first token",
+            "µs",
+            chosen("fresh_us", kinds["first"]),
+        ),
+    }
+    return {name: bars(*what) for name, what in drawn.items() if what[2]}
+
+
+def save(document: Mapping[str, Any], compared: Mapping[str, Samples], out: Path) -> None:
+    """Raises OSError."""
+    stem = f"{datetime.now(UTC):%Y-%m-%d}-{report.slug()}"
+    files = {f"{stem}.json": report.as_json(document)}
+    files |= {f"{stem}-{name}.svg": drawn for name, drawn in plot(compared).items()}
+    for name, text in files.items():
+        (out / name).write_text(text, "utf-8")
+        print(f"written: {name}")
+
+
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if not hasattr(os, "sched_setaffinity"):
         print("the benchmarks need Linux (epoll, pinned processes)", file=sys.stderr)
         return 1
-    results: dict[str, report.Samples] = {}
+    _allow_files()
     with tempfile.TemporaryDirectory() as directory:
         try:
-            program = build(Path(directory))
+            bench = prepare(options, Path(directory))
         except NoCompiler as error:
             print(error, file=sys.stderr)
             return 1
-        cores = choose_cores()
-        for case in CASES:
-            if options.case in case.name:
-                results[case.name] = run_case(case, program, cores, options)
-                print(report.table(case.name, results[case.name]), flush=True)
+        document, compared, failures = measure(bench, options.case)
+    for each in failures:
+        print(f"failed: {each}", file=sys.stderr)
     if not options.no_save:
-        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{report.slug()}.json"
+        how = {"rounds": options.rounds, "ahead_of_other_work": options.ahead, "cases": document}
         try:
-            path.write_text(report.as_json(results, options.rounds))
-            print(f"written: {path.relative_to(ROOT)}")
+            save(how, compared, options.out)
         except OSError as error:
             print(f"not written: {error.strerror}", file=sys.stderr)
-    complete = all(options.clients == list(samples) for samples in results.values())
-    return 0 if complete else 1
+            return 1
+    return 1 if failures else 0
+
+
+def _allow_files() -> None:
+    """A thousand streams are a thousand sockets on either side."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

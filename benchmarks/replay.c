@@ -1,6 +1,6 @@
 /* A daemon that is never the bottleneck: it replays tokens over loopback HTTP/1.1, from one epoll thread.
 
-     replay [--port N] [--tokens N] [--batch N] [--rate R] [--logprobs] [--log]
+     replay [--port N] [--tokens N] [--batch N] [--rate R] [--logprobs] [--timed] [--log]
 
    Streams have Ollama's framing: one JSON object and "\n" is one HTTP chunk. --tokens is the length of an
    answer (a request's num_predict comes first). Without --rate it sends as fast as the client reads,
@@ -8,7 +8,8 @@
    out of step. --logprobs adds five candidates per token, with all digits and `bytes`.
 
    `created_at` is the time of sending, on the monotonic clock, written as the date that it would be if
-   the clock had started in 1970. Says "port N" once it listens and, with --log, whenever it sees that a
+   the clock had started in 1970; with --timed the text of each token is that time, in nanoseconds, so that
+   every client can tell how late it has it. Says "port N" once it listens and, with --log, whenever it sees that a
    client has gone, "closed NANOSECONDS SENT ASKED". Linux only. Ends with the process that started it. */
 
 #define _GNU_SOURCE
@@ -32,22 +33,23 @@
 #include <unistd.h>
 
 enum { LINES = 256, LINE_BYTES = 1024, MAX_BATCH = 64, REQUEST_BYTES = 1 << 16, MAX_FD = 4096 };
-enum { OUT_BYTES = MAX_BATCH * LINE_BYTES + 4096, WRITES_PER_TURN = 16, STAMP_BYTES = 30 };
+enum { OUT_BYTES = MAX_BATCH * LINE_BYTES + 4096, WRITES_PER_TURN = 16, STAMP_BYTES = 30, NS_BYTES = 19 };
 #define SECOND 1000000000LL
 
 static struct {
     long port, tokens, batch;
     double rate;
-    bool logprobs, log;
+    bool logprobs, timed, log;
 } options = {.tokens = 1000, .batch = 32};
 
 typedef struct {
     char bytes[LINE_BYTES];
-    int size, stamp; /* where the time goes */
+    int size, stamp, text; /* where the time goes */
 } Line;
 
-typedef struct {
+typedef struct Connection {
     int fd;
+    struct Connection *before, *after; /* those whose next token is due sooner, and later */
     bool streaming, chat, last_written, close_after, wants_out;
     long sent, asked;
     int64_t start, due;
@@ -57,7 +59,8 @@ typedef struct {
 
 static Line lines[2][LINES]; /* generate, chat */
 static Connection *connections[MAX_FD];
-static int poll_fd, timer_fd, highest_fd;
+static Connection *soonest, *latest; /* due */
+static int poll_fd, timer_fd;
 static unsigned streams;
 
 static void die(const char *what) {
@@ -89,6 +92,8 @@ static const char *WORDS[] = {
     " certain", "ly", " flows", " (", ")", " because", " measure", "d",
 };
 enum { WORD_COUNT = sizeof WORDS / sizeof *WORDS };
+
+static const char NO_TIME[NS_BYTES + 1] = "0000000000000000000";
 
 static uint32_t next_random(void) {
     static uint32_t state = 1;
@@ -143,7 +148,7 @@ static int append_logprobs(char *to, int size, const char *word) {
 
 static void render(Line *line, bool chat) {
     char json[LINE_BYTES];
-    const char *word = WORDS[(next_random() >> 16) % WORD_COUNT];
+    const char *word = options.timed ? NO_TIME : WORDS[(next_random() >> 16) % WORD_COUNT];
     int size = append(json, 0, "{\"model\":\"replay\",\"created_at\":\"");
     int stamp = size;
     size = append(json, size, "%*s\",", STAMP_BYTES, "");
@@ -154,6 +159,7 @@ static void render(Line *line, bool chat) {
     int head = append(line->bytes, 0, "%x\r\n", size);
     line->stamp = head + stamp;
     line->size = append(line->bytes, head, "%s\r\n", json);
+    line->text = options.timed ? (int)(strstr(line->bytes, NO_TIME) - line->bytes) : 0;
     if (line->size >= LINE_BYTES) {
         fprintf(stderr, "a line is longer than %d bytes\n", LINE_BYTES);
         exit(1);
@@ -177,13 +183,16 @@ static void put_json(Connection *c, int status, const char *json) {
 }
 
 static void put_tokens(Connection *c, long count) {
-    char stamp[STAMP_BYTES];
-    format_stamp(stamp, now_ns());
+    char stamp[STAMP_BYTES], text[NS_BYTES + 1];
+    int64_t now = now_ns();
+    format_stamp(stamp, now);
+    snprintf(text, sizeof text, "%0*lld", NS_BYTES, (long long)now);
     for (; count > 0 && c->sent < c->asked; count--, c->sent++) {
         const Line *line = &lines[c->chat][c->sent % LINES];
         char *to = c->out + c->out_size;
         memcpy(to, line->bytes, (size_t)line->size);
         memcpy(to + line->stamp, stamp, STAMP_BYTES);
+        if (options.timed) memcpy(to + line->text, text, NS_BYTES);
         c->out_size += line->size;
     }
 }
@@ -215,16 +224,32 @@ static bool has_prompt(const char *body) {
     return (prompt && strncmp(prompt, "\"\"", 2)) || (messages && strncmp(messages, "[]", 2));
 }
 
+/* All streams have one period, so whoever has just sent is due last: the queue is nearly always a ring. */
+
+static void leave_queue(Connection *c) {
+    if (c->before) c->before->after = c->after;
+    else if (soonest == c) soonest = c->after;
+    if (c->after) c->after->before = c->before;
+    else if (latest == c) latest = c->before;
+    c->before = c->after = NULL;
+}
+
+static void join_queue(Connection *c) {
+    Connection *before = latest;
+    while (before && before->due > c->due) before = before->before;
+    c->before = before;
+    c->after = before ? before->after : soonest;
+    if (c->after) c->after->before = c;
+    else latest = c;
+    if (before) before->after = c;
+    else soonest = c;
+}
+
 static void arm_timer(void) {
-    int64_t first = INT64_MAX;
-    for (int fd = 0; fd <= highest_fd; fd++) {
-        const Connection *c = connections[fd];
-        if (c && c->streaming && !c->last_written && c->due < first) first = c->due;
-    }
     struct itimerspec when = {0};
-    if (first != INT64_MAX) {
-        when.it_value.tv_sec = first / SECOND;
-        when.it_value.tv_nsec = first % SECOND;
+    if (soonest) {
+        when.it_value.tv_sec = soonest->due / SECOND;
+        when.it_value.tv_nsec = soonest->due % SECOND;
     }
     timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
 }
@@ -240,6 +265,7 @@ static void start_stream(Connection *c, const char *body) {
     if (options.rate > 0) {
         double phase = streams++ * 0.6180339887; /* spreads any number of streams over the period */
         c->due += (int64_t)((phase - (double)(long)phase) * 1e9 / options.rate);
+        join_queue(c);
         arm_timer();
     }
 }
@@ -266,6 +292,7 @@ static void answer(Connection *c, const char *head, const char *body) {
 
 static void forget(Connection *c) {
     if (options.log) printf("closed %lld %ld %ld\n", (long long)now_ns(), c->sent, c->asked);
+    leave_queue(c);
     close(c->fd);
     connections[c->fd] = NULL;
     free(c);
@@ -295,13 +322,16 @@ static bool proceed(Connection *c) {
     for (int turn = 0; flowing && c->streaming && turn < WRITES_PER_TURN; turn++) {
         if (c->last_written) {
             c->streaming = false;
+            leave_queue(c);
         } else if (c->sent == c->asked) {
             put_last(c);
         } else if (options.rate == 0) {
             put_tokens(c, options.batch);
         } else if (c->due <= now_ns()) {
             put_tokens(c, 1);
+            leave_queue(c);
             c->due += (int64_t)(1e9 / options.rate);
+            join_queue(c);
         } else {
             break;
         }
@@ -358,7 +388,6 @@ static void accept_all(int listener) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         c->fd = fd;
         connections[fd] = c;
-        if (fd > highest_fd) highest_fd = fd;
         epoll_ctl(poll_fd, EPOLL_CTL_ADD, fd, &event);
     }
 }
@@ -367,9 +396,9 @@ static void tick(void) {
     uint64_t expirations;
     if (read(timer_fd, &expirations, sizeof expirations) < 0) return;
     int64_t now = now_ns();
-    for (int fd = 0; fd <= highest_fd; fd++) {
-        Connection *c = connections[fd];
-        if (c && c->streaming && c->due <= now) proceed(c);
+    for (Connection *c = soonest, *next; c && c->due <= now; c = next) {
+        next = c->after;
+        proceed(c);
     }
     arm_timer();
 }
@@ -377,7 +406,7 @@ static void tick(void) {
 static void parse_options(int count, char **values) {
     static const struct option KNOWN[] = {
         {"port", 1, 0, 'p'}, {"tokens", 1, 0, 't'}, {"batch", 1, 0, 'b'},
-        {"rate", 1, 0, 'r'}, {"logprobs", 0, 0, 'l'}, {"log", 0, 0, 'g'}, {0},
+        {"rate", 1, 0, 'r'}, {"logprobs", 0, 0, 'l'}, {"timed", 0, 0, 'm'}, {"log", 0, 0, 'g'}, {0},
     };
     for (int each; (each = getopt_long(count, values, "", KNOWN, NULL)) != -1;) {
         switch (each) {
@@ -386,6 +415,7 @@ static void parse_options(int count, char **values) {
         case 'b': options.batch = atol(optarg); break;
         case 'r': options.rate = atof(optarg); break;
         case 'l': options.logprobs = true; break;
+        case 'm': options.timed = true; break;
         case 'g': options.log = true; break;
         default: exit(2);
         }

@@ -1,4 +1,4 @@
-"""Samples as a table for people and as JSON, with the machine that gave them."""
+"""Numbers as tables for people and as JSON, with the machine that gave them."""
 
 from __future__ import annotations
 
@@ -7,65 +7,81 @@ import json
 import os
 import platform
 import re
-from dataclasses import asdict
+from collections.abc import Mapping
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.clients import OFFICIAL, Sample
+from benchmarks.cases import Case, Numbers, Samples
+from benchmarks.clients import OFFICIAL, C
 
-Samples = dict[str, list[Sample]]
-"""A client's rounds."""
 PACKAGES: Final = ("ollama", "httpx", "orjson", "aiohttp", "msgspec", "httptools")
+UNITS: Final = {"us": "µs", "ms": "ms", "kb": "KB", "mb": "MB", "percent": "%", "s": "/s", "n": ""}
 
 
-def cpu_us(sample: Sample) -> float:
-    return sample.cpu_s / sample.tokens * 1e6
+def medians(rounds: list[Numbers]) -> Numbers:
+    return {name: median(each[name] for each in rounds) for name in (rounds[0] if rounds else ())}
 
 
-def wall_us(sample: Sample) -> float:
-    return sample.wall_s / sample.tokens * 1e6
-
-
-def ratio(samples: Samples, name: str) -> float | None:
-    """How many times less CPU than the official client: the median over rounds."""
-    pairs = zip(samples.get(OFFICIAL, ()), samples[name], strict=False)
-    ratios = [cpu_us(theirs) / cpu_us(ours) for theirs, ours in pairs]
+def ratio(samples: Samples, name: str, number: str, to: str = OFFICIAL) -> float | None:
+    """How many times less than another client: the median over rounds."""
+    pairs = zip(samples.get(to, ()), samples[name], strict=False)
+    ratios = [theirs[number] / ours[number] for theirs, ours in pairs if ours[number]]
     return median(ratios) if ratios else None
 
 
-def table(case: str, samples: Samples) -> str:
-    lines = [
-        f"\n{case}",
-        f"  {'µs per token':26} {'CPU':>8} {'spread':>16} {'wall':>8} {'ratio':>7}",
-    ]
-    for name, rounds in samples.items():
-        cpu = [cpu_us(each) for each in rounds]
-        spread = f"{min(cpu):.2f} – {max(cpu):.2f}"
-        times = ratio(samples, name)
-        shown = f"{times:6.1f}×" if times else ""
-        wall = median(map(wall_us, rounds))
-        lines.append(f"  {name:26} {median(cpu):8.2f} {spread:>16} {wall:8.2f} {shown:>7}")
+def table(case: Case, samples: Samples) -> str:
+    """A client per line; the last columns compare the number that the case is about."""
+    found = {name: medians(rounds) for name, rounds in samples.items() if rounds}
+    columns = list(next(iter(found.values()), {}))
+    head = [*map(_title, columns), "spread", "official ÷", "÷ C"]
+    lines = [f"\n{case.name}", "  " + " " * 26 + "".join(f"{each:>15}" for each in head)]
+    for name, numbers in found.items():
+        cells = [f"{numbers[each]:,.2f}" for each in columns]
+        values = [each[case.ratio] for each in samples[name]]
+        cells.append(f"{min(values):,.4g}–{max(values):,.4g}")
+        over_c = ratio(samples, name, case.ratio, C)
+        for times in (ratio(samples, name, case.ratio), 1 / over_c if over_c else None):
+            cells.append(f"{times:.2f}×" if times else "")
+        lines.append(f"  {name:26}" + "".join(f"{each:>15}" for each in cells))
     return "\n".join(lines)
 
 
-def as_json(results: dict[str, Samples], rounds: int) -> str:
-    cases = {
-        case: {
-            name: {
-                "cpu_us_per_token": round(median(map(cpu_us, each)), 3),
-                "wall_us_per_token": round(median(map(wall_us, each)), 3),
-                "times_less_cpu_than_official": _rounded(ratio(samples, name)),
-                "rounds": [asdict(sample) for sample in each],
-            }
-            for name, each in samples.items()
+def plain_table(title: str, rows: Mapping[str, Numbers]) -> str:
+    """Numbers that are compared with nobody's."""
+    columns = list(dict.fromkeys(column for numbers in rows.values() for column in numbers))
+    lines = [f"\n{title}", "  " + " " * 44 + "".join(f"{_title(each):>14}" for each in columns)]
+    for name, numbers in rows.items():
+        cells = [f"{numbers[each]:,.2f}" if each in numbers else "" for each in columns]
+        lines.append(f"  {name:44}" + "".join(f"{each:>14}" for each in cells))
+    return "\n".join(lines)
+
+
+def _title(number: str) -> str:
+    """`p50_us` as people write it."""
+    name, _, unit = number.rpartition("_")
+    return f"{name.replace('_', ' ')} {UNITS[unit]}".strip()
+
+
+def case_json(case: Case, samples: Samples) -> dict[str, Any]:
+    return {
+        name: {
+            "median": _rounded(medians(rounds)),
+            f"official_over_this_{case.ratio}": _round(ratio(samples, name, case.ratio)),
+            "rounds": [_rounded(each) for each in rounds],
         }
-        for case, samples in results.items()
+        for name, rounds in samples.items()
     }
-    document = {"machine": machine(), "rounds": rounds, "cases": cases}
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def _rounded(value: float | None) -> float | None:
+def as_json(document: Mapping[str, Any]) -> str:
+    return json.dumps({"machine": machine(), **document}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _rounded(numbers: Numbers) -> Numbers:
+    return {name: round(value, 3) for name, value in numbers.items()}
+
+
+def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 

@@ -1,0 +1,211 @@
+"""What the parts cost: `python -m benchmarks.costs TIMES` measures, in a process of its own.
+
+The parts of a token are measured on reads of 32, as they come when parsing is what holds things up. Their sum
+is less than a token costs: the kernel's share, the event loop's and the reader's are not among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Final
+
+from benchmarks.cases import ROOT, Bench, Numbers, child
+from benchmarks.clients import PROMPT
+
+READ: Final = 32
+SESSIONS: Final = 100
+MS: Final = 1_000_000
+RUNS: Final = 5
+_CANDIDATE: Final = b'{"token":" the","logprob":-%.16g,"bytes":[32,116,104,101]}'
+_HEAD: Final = b'{"model":"replay","created_at":"2026-01-01T00:12:34.123456789Z","response":" the","done":false'
+
+
+def run_all(bench: Bench) -> dict[str, Numbers]:
+    """The parts, the pool and memory, a spawn with and without its jail, a whole process."""
+    argv = [sys.executable, "-m", "benchmarks.costs", str(max(3, bench.tokens // 1000))]
+    with child(argv, bench) as process:
+        said, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, "costs")
+    rows: dict[str, Numbers] = json.loads(said)
+    runs = RUNS if bench.tokens >= 10_000 else 1
+    rows["`run` on the embedded daemon: process start to first token"] = _first_of_run(runs)
+    jailed, bare = _ready(runs, "enforced"), _ready(runs, "none")
+    rows["embedded daemon spawned and ready"] = {"cost_ms": jailed}
+    rows["the same without a jail"] = {"cost_ms": bare}
+    return rows
+
+
+def line(logprobs: bool) -> bytes:
+    """A token as Ollama writes it."""
+    if not logprobs:
+        return _HEAD + b"}\n"
+    best = b",".join(_CANDIDATE % (0.1234567890123456 + n * 0.7) for n in range(5))
+    return (
+        _HEAD + b',"logprobs":[' + _CANDIDATE[:-1] % 0.5 + b',"top_logprobs":[' + best + b"]}]}\n"
+    )
+
+
+def cheapest_us(work: Callable[[], object], times: int) -> float:
+    """The best of many, for what comes between makes it only longer."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter_ns()
+        work()
+        best = min(best, time.perf_counter_ns() - start)
+    return best / 1e3
+
+
+def token_parts(logprobs: bool, times: int) -> dict[str, float]:
+    """Microseconds per token of each step between the socket and the reader."""
+    from ollama_adapter.core.energy import EUMapper, profile_for
+    from ollama_adapter.core.frames import FrameComposer
+    from ollama_adapter.core.generation import Generation
+    from ollama_adapter.core.records import GenerateRecord, RecordDecoder
+    from ollama_adapter.core.transcript import Transcript
+    from ollama_adapter.events import Statistics, TokenEvent
+    from ollama_adapter.system.channel import Channel
+
+    data, now = line(logprobs) * READ, iter(range(0, 1 << 62, 10 * MS))
+    events: list[TokenEvent] = []
+    mapper = EUMapper(profile_for())
+    generation = Generation(Statistics("s", "m", served_by="m"), mapper, 0, events.append)
+    decoder, composer = RecordDecoder(GenerateRecord), FrameComposer()
+    records = decoder.feed(data)
+    composer.open("s", mapper, 0)
+    transcript, channel = Transcript(), Channel[TokenEvent](1 << 20, 1 << 30)
+
+    def generate() -> None:
+        events.clear()
+        generation.receive_all(records, next(now))
+
+    def pass_on() -> None:
+        channel.put_all(events, [len(each.token) for each in events])
+        channel.flush()
+        while channel.get_nowait() is not None:
+            pass
+
+    generate()
+    best = [each.logprobs for each in events]
+    steps: dict[str, Callable[[], object]] = {
+        "bytes to records": lambda: decoder.feed(data),
+        "E(t) alone": lambda: mapper.tokens(next(now), best),
+        "records to events, E(t) among it": generate,
+        "counted for the next frame": lambda: composer.ingest_read(events),
+        "transcript": lambda: transcript.add(events),
+        "channel, in and out": pass_on,
+    }
+    return {name: cheapest_us(step, times) / READ for name, step in steps.items()}
+
+
+def frame_us(times: int) -> float:
+    """A frame of a hundred sessions, half of which have a new token."""
+    from ollama_adapter.core.energy import EUMapper, profile_for
+    from ollama_adapter.core.frames import FrameComposer
+    from ollama_adapter.events import TokenEvent
+
+    composer = FrameComposer()
+    mappers = {f"session {n}": EUMapper(profile_for()) for n in range(SESSIONS)}
+    for name, mapper in mappers.items():
+        composer.open(name, mapper, 0)
+    spent = []
+    for tick in range(max(times, 20)):
+        now_ns = tick * 1000 * MS // 60
+        for name, mapper in list(mappers.items())[tick % 2 :: 2]:
+            energy = mapper.token(now_ns, [-0.1])
+            event = TokenEvent("", 0, 0, name, "m", energy=energy, index=tick, arrival_ns=now_ns)
+            composer.ingest(event)
+        start = time.perf_counter_ns()
+        composer.compose(tick, now_ns, 0)
+        spent.append(time.perf_counter_ns() - start)
+    return min(spent[10:]) / 1e3
+
+
+def cache_us(times: int) -> tuple[float, float]:
+    """An answer of 256 tokens in memory: to find it, and to find that there is none."""
+    from ollama_adapter.core.cache import SECRET_BYTES, AnswerCache
+    from ollama_adapter.events import Finish, Statistics, TokenEvent
+
+    cache = AnswerCache(1 << 24, 3600.0, bytes(SECRET_BYTES))
+    body = b'{"model":"m","prompt":"Say something.","options":{"seed":1,"temperature":0}}'
+    events = [TokenEvent(" the", 0, 0, "s", "m", index=n) for n in range(256)]
+    key = cache.key("digest", "/api/generate", body)
+    cache.put(key, events, Statistics("s", "m", finish=Finish.STOP), 0)
+
+    def hit() -> None:
+        assert cache.get(cache.key("digest", "/api/generate", body), 1) is not None
+
+    return cheapest_us(hit, times), cheapest_us(lambda: cache.get(b"no", 1), times)
+
+
+def _first_of_run(runs: int) -> Numbers:
+    """From the start of the command to its first byte; what of that its first token took in the daemon."""
+    totals, theirs = [], []
+    for _ in range(runs):
+        argv = [
+            sys.executable,
+            "-m",
+            "ollama_adapter",
+            "run",
+            "--json",
+            "--num-predict",
+            "1",
+            PROMPT,
+        ]
+        start = time.monotonic_ns()
+        with subprocess.Popen(
+            argv, cwd=ROOT, stdout=subprocess.PIPE, env=_embedded_only()
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            totals.append((time.monotonic_ns() - start) / 1e6)
+            account = json.loads(process.stdout.read().splitlines()[-1])
+        theirs.append(account["total_duration_ns"] / 1e6)
+    return {"cost_ms": median(totals), "of_it_inference_ms": median(theirs)}
+
+
+def _ready(runs: int, sandbox: str) -> float:
+    """Milliseconds until a spawned daemon answers."""
+    code = (
+        "import asyncio, time\n"
+        "from ollama_adapter import Config, DaemonConfig, DaemonMode, OllamaAdapter\n"
+        "async def main():\n"
+        f"    daemon = DaemonConfig(mode=DaemonMode.EMBEDDED, sandbox={sandbox!r})\n"
+        "    start = time.monotonic_ns()\n"
+        "    async with OllamaAdapter(Config(daemon=daemon)):\n"
+        "        print(time.monotonic_ns() - start)\n"
+        "asyncio.run(main())\n"
+    )
+    argv = [sys.executable, "-c", code]
+    spent = [subprocess.check_output(argv, cwd=ROOT, env=_embedded_only()) for _ in range(runs)]
+    return median(int(each) / 1e6 for each in spent)
+
+
+def _embedded_only() -> dict[str, str]:
+    """No settings of whoever measures, and no models of theirs."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("OLLAMA")}
+    return {**kept, "OLLAMA_ADAPTER_DAEMON": "embedded", "XDG_CONFIG_HOME": tempfile.gettempdir()}
+
+
+def main(arguments: list[str]) -> None:
+    times = int(arguments[0])
+    rows: dict[str, Numbers] = {}
+    for logprobs, words in ((False, ""), (True, ", five top logprobs")):
+        for name, cost in token_parts(logprobs, times * 10).items():
+            rows[f"per token{words}: {name}"] = {"cost_us": cost}
+    rows[f"a frame of {SESSIONS} sessions"] = {"cost_us": frame_us(times * 10)}
+    hit, miss = cache_us(times * 10)
+    rows["an answer of 256 tokens found in memory"] = {"cost_us": hit}
+    rows["an answer not found in memory"] = {"cost_us": miss}
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
