@@ -24,7 +24,10 @@ SESSIONS: Final = 100
 MS: Final = 1_000_000
 RUNS: Final = 5
 _CANDIDATE: Final = b'{"token":" the","logprob":-%.16g,"bytes":[32,116,104,101]}'
-_HEAD: Final = b'{"model":"replay","created_at":"2026-01-01T00:12:34.123456789Z","response":" the","done":false'
+_HEAD: Final = (
+    b'{"model":"replay","created_at":"2026-01-01T00:12:34.123456789Z","response":" the",'
+    b'"done":false'
+)
 
 
 def run_all(bench: Bench) -> dict[str, Numbers]:

@@ -1,4 +1,4 @@
-"""Bars as SVG, without a library: one group of bars per case, on a logarithmic scale, with its numbers beside it.
+"""Bars as SVG, without a library: a group per case, on a logarithmic scale, the numbers beside them.
 
 Shorter is better in every plot. Colours tell in a light page and in a dark one.
 """

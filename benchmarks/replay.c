@@ -275,7 +275,7 @@ static void answer(Connection *c, const char *head, const char *body) {
     if (!strncmp(head, "GET /api/version ", 17)) {
         put_json(c, 200, "{\"version\":\"0.32.15\"}");
     } else if (!strncmp(head, "GET /api/ps ", 12) || !strncmp(head, "GET /api/tags ", 14)) {
-        put_json(c, 200, "{\"models\":[]}");
+        put_json(c, 200, "{\"models\":[{\"name\":\"replay:latest\",\"model\":\"replay:latest\"}]}"); /* warm */
     } else if (!strncmp(head, "POST /api/show ", 15)) {
         put_json(c, 200, "{\"capabilities\":[\"completion\"]}");
     } else if (!c->chat && strncmp(head, "POST /api/generate ", 19)) {

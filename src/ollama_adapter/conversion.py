@@ -6,6 +6,7 @@ What does not fit is a ConfigError that names the setting.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -17,8 +18,13 @@ from ollama_adapter.errors import ConfigError
 
 def typed(slice_: Any) -> None:
     """Who builds a Config in Python may err in a type, or write "low", as well as who writes a file."""
-    for name, target in typing.get_type_hints(type(slice_)).items():
+    for name, target in _hints(type(slice_)).items():
         object.__setattr__(slice_, name, convert(target, getattr(slice_, name), name))
+
+
+@functools.cache  # they are compiled from text, which takes as long as all the rest of a Config
+def _hints(kind: Any) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def positive(slice_: object, *names: str, hint: str = "") -> None:
@@ -44,7 +50,7 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def build(kind: type[Any], tree: Mapping[str, Any], path: tuple[str, ...]) -> object:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     values: dict[str, Any] = {}
     for name, value in tree.items():
         where = ".".join((*path, name))

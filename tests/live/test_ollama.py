@@ -20,7 +20,7 @@ from ollama_adapter.errors import ModelNotFound
 from ollama_adapter.system import settings
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.policy import Level
-from ollama_adapter.system.trust import listener_uids
+from ollama_adapter.system.listeners import listener_uids
 
 pytestmark = [pytest.mark.anyio, pytest.mark.live]
 MODEL = os.environ.get("LIVE_MODEL", "")

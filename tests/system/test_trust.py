@@ -13,6 +13,7 @@ import pytest
 
 from ollama_adapter.errors import UntrustedDaemon
 from ollama_adapter.system import trust
+from ollama_adapter.system.listeners import listener_uids
 
 STRANGER = 12345
 
@@ -24,14 +25,14 @@ def listener() -> Iterator[int]:
 
 
 def test_the_owner_of_a_port_is_known(listener: int) -> None:
-    assert trust.listener_uids(listener) == {os.getuid()}
+    assert listener_uids(listener) == {os.getuid()}
     trust.check_listener(listener)
 
 
 def test_a_port_without_a_listener_belongs_to_nobody(listener: int) -> None:
     with socket.create_connection(("127.0.0.1", listener)) as connection:
         port = connection.getsockname()[1]  # in use, and nobody listens
-        assert trust.listener_uids(port) == set()
+        assert listener_uids(port) == set()
         trust.check_listener(port)
 
 

@@ -15,9 +15,8 @@ from typing import Final
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import PortTaken, UntrustedDaemon
 from ollama_adapter.system.jail.paths import JAIL_UID
+from ollama_adapter.system.listeners import listener_uids
 
-LISTEN: Final = "0A"
-TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 SERVICE_USER: Final = "ollama"  # whom the installer of Ollama makes
 
 
@@ -41,20 +40,6 @@ def check_spawned(port: int) -> None:
             f"a program of another user took the port {port}",
             hint="try again: another port is used each time",
         )
-
-
-def listener_uids(port: int) -> set[int]:
-    """The owners of the sockets that listen on a port; nobody where it cannot be read."""
-    found: set[int] = set()
-    for table in TABLES:
-        try:
-            lines = table.read_text("ascii").splitlines()[1:]
-        except OSError:
-            continue
-        for fields in map(str.split, lines):
-            if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                found.add(int(fields[7]))
-    return found
 
 
 def check_program(path: str) -> None:
