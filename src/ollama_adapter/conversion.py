@@ -6,7 +6,6 @@ What does not fit is a ConfigError that names the setting.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -22,9 +21,14 @@ def typed(slice_: Any) -> None:
         object.__setattr__(slice_, name, convert(target, getattr(slice_, name), name))
 
 
-@functools.cache  # they are compiled from text, which takes as long as all the rest of a Config
-def _hints(kind: Any) -> Mapping[str, Any]:
-    return typing.get_type_hints(kind)
+_HINTS: dict[type[Any], Mapping[str, Any]] = {}
+
+
+def _hints(kind: type[Any]) -> Mapping[str, Any]:
+    """Looked up once: they are compiled from text, which takes as long as all the rest of a Config."""
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)
+    return _HINTS[kind]
 
 
 def positive(slice_: object, *names: str, hint: str = "") -> None:
