@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from statistics import median
@@ -194,7 +193,7 @@ def _ready(runs: int, sandbox: str) -> float:
 def _embedded_only() -> dict[str, str]:
     """No settings of whoever measures, and no models of theirs."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("OLLAMA")}
-    return {**kept, "OLLAMA_ADAPTER_DAEMON": "embedded", "XDG_CONFIG_HOME": tempfile.gettempdir()}
+    return {**kept, "OLLAMA_ADAPTER_DAEMON_MODE": "embedded", "OLLAMA_ADAPTER_CONFIG": os.devnull}
 
 
 def main(arguments: list[str]) -> None:

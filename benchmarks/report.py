@@ -49,10 +49,10 @@ def table(case: Case, samples: Samples) -> str:
 def plain_table(title: str, rows: Mapping[str, Numbers]) -> str:
     """Numbers that are compared with nobody's."""
     columns = list(dict.fromkeys(column for numbers in rows.values() for column in numbers))
-    lines = [f"\n{title}", "  " + " " * 44 + "".join(f"{_title(each):>14}" for each in columns)]
+    lines = [f"\n{title}", "  " + " " * 64 + "".join(f"{_title(each):>14}" for each in columns)]
     for name, numbers in rows.items():
         cells = [f"{numbers[each]:,.2f}" if each in numbers else "" for each in columns]
-        lines.append(f"  {name:44}" + "".join(f"{each:>14}" for each in cells))
+        lines.append(f"  {name:64}" + "".join(f"{each:>14}" for each in cells))
     return "\n".join(lines)
 
 
