@@ -204,8 +204,8 @@ def model_not_found(model: str) -> ModelNotFound:
         f"there is no model {model} here",
         status=404,
         model=model,
-        hint="`ollama-adapter models` lists what is here; "
-        "`ollama-adapter import FILE.gguf NAME` adds a model",
+        hint=f"`ollama-adapter models` lists what is here; `ollama-adapter pull {model}` downloads it, "
+        "with your consent; `ollama-adapter import FILE.gguf NAME` adds a file",
     )
 
 
