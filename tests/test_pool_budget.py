@@ -368,7 +368,7 @@ async def test_no_sequence_of_requests_exceeds_the_budget(
     gpu: bool, scaled: Callable[[int], int], measured: Callable[..., None]
 ) -> None:
     sizes = {"a": 100, "b": 150, "c": 60, "d": 220, "e": 80, "f": 500}
-    models = [model(name, mib) for name, mib in sizes.items()]
+    models = [model(name, mib, length=1) for name, mib in sizes.items()]
     limits = bounds(600, 900 if gpu else 0, parallel=3, resident=4)
     machine = Machine(vram_bytes=900 * MIB) if gpu else None
     steps, done = scaled(50_000), 0
