@@ -11,7 +11,7 @@ import pytest
 
 from ollama_adapter.core.names import parse_name
 from ollama_adapter.embedded.store import Store
-from ollama_adapter.errors import PullRefused, RemoteModelRefused
+from ollama_adapter.errors import PullFailed, PullRefused, RemoteModelRefused
 from ollama_adapter.events import PullOffer, PullProgress, PullStage
 from tests.embedded.ggufs import llama
 from tests.puller.conftest import Make
@@ -126,3 +126,37 @@ async def test_a_model_that_runs_elsewhere_is_not_kept(
         await make().pull(name)
     assert Store(store, bundled=False).models() == []
     assert json.dumps(remote) not in str(list(store.rglob("*")))
+
+
+async def test_a_store_that_cannot_be_written_is_said_before_anybody_is_asked(
+    registry: Registry, make: Make
+) -> None:
+    name = registry.add("small", WEIGHTS)
+    with pytest.raises(PullFailed, match="nothing can be put into the model store") as caught:
+        await make(store=Path("/dev/null/models")).pull(name)
+    assert "OLLAMA_MODELS" in caught.value.hint
+    assert registry.requests == []
+
+
+async def test_downloads_grow_where_they_are_told_to_if_that_is_the_same_disk(
+    registry: Registry, store: Path, make: Make
+) -> None:
+    name = registry.add("small", WEIGHTS)
+    registry.statuses["blobs"] = [403]
+    registry.faults = []
+    ours = store.parent / "ours"
+    with pytest.raises(PullFailed):
+        await make(ours=ours).pull(name)
+    assert not ours.exists(), "nothing has come that would be of use"
+    seen: list[Path] = []
+    await make(ours=ours).pull(name, lambda _: seen.extend(ours.glob("*/sha256-*")))
+    assert seen
+    assert not ours.exists()
+    other = Path("/dev/shm/ollama-adapter-tests")
+    if other.parent.stat().st_dev != store.parent.stat().st_dev:  # then it is in the store
+        inside: list[Path] = []
+        renamed = registry.add("other", WEIGHTS, system=b"another text")
+        await make(ours=other).pull(renamed, lambda _: inside.extend(store.glob(".pulling/*")))
+        assert inside
+    assert not other.exists()
+    assert leftovers(store) == []

@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 from ollama_adapter.config import Sandbox
 from ollama_adapter.core.backoff import Backoff, BackoffPolicy
 from ollama_adapter.core.names import ModelName
+from ollama_adapter.core.pull_errors import pull_error
 from ollama_adapter.core.registry import (
     Blob,
     Manifest,
@@ -43,16 +44,10 @@ from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.system.store import Layout
 
 AGENT: Final = "ollama-adapter"
-RESUMES: Final = "what has come is kept: pull again, and it goes on from there"
 
 
 def _usual_backoff() -> BackoffPolicy:
     return BackoffPolicy(base_s=0.5, cap_s=15.0, tries=6)
-
-
-def trust_hint(host: str) -> str:
-    """How a host is allowed."""
-    return f"if you trust it, add {host} to pool.registries, or allow it once with also_from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,26 +245,9 @@ class Flight:
             await errand.aclose()
 
     def _give_up(self, failure: FetchFailed) -> NoReturn:
-        host = str(self._source.address)
-        if failure.kind == "refused":
-            refused = next(iter(self._proxy.refused), str(failure))
-            raise PullRefused(
-                f"{host} sends us to {refused}, from which models may not be pulled here",
-                hint=trust_hint(refused),
-            ) from failure
-        hints = {
-            "status 404": "look at its spelling, and at its tag; the registry's web site lists what there is",
-            "status 401": "it is private, or does not exist: only public models can be pulled",
-            "disk": f"free some space; {RESUMES}",
-            "untrusted": "something stands between you and the registry; nothing was downloaded",
-        }
-        what = {
-            "status 404": f"{host} has no model {self._name}",
-            "disk": f"the disk does not take it: {failure}",
-            "untrusted": f"{host} cannot prove who it is: {failure}",
-            "stalled": f"{host} has fallen silent: {failure}",
-        }.get(failure.kind, f"{host} does not deliver {self._name}: {failure}")
-        raise PullFailed(what, hint=hints.get(failure.kind, RESUMES)) from failure
+        host, refused = str(self._source.address), next(iter(self._proxy.refused), "")
+        model, reason = str(self._name), str(failure)
+        raise pull_error(failure.kind, reason, host=host, model=model, refused=refused) from failure
 
     # Telling
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from ollama_adapter.config import PoolConfig, Sandbox
 from ollama_adapter.core.names import ModelName, local_name
+from ollama_adapter.core.pull_errors import trust_hint
 from ollama_adapter.core.registry import Source, is_consented, source_of
 from ollama_adapter.errors import AdapterError, PullRefused
 from ollama_adapter.events import PullOffer, PullProgress, PullReceipt
 from ollama_adapter.puller.errand import SCRIPT
-from ollama_adapter.puller.flight import Flight, Patience, Surroundings, trust_hint
+from ollama_adapter.puller.flight import Flight, Patience, Surroundings
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope, is_orphan, shared
 from ollama_adapter.system.store import Layout

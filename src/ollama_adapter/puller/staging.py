@@ -95,7 +95,8 @@ class Staging:
     def tidy(self) -> None:
         """Remove it where nothing has come that a next pull could go on with."""
         with contextlib.suppress(OSError):
-            if not any(each.name.endswith(JOURNAL) for each in self.directory.iterdir()):
+            journals = self.directory.glob(f"*{JOURNAL}")
+            if not any(each.lstat().st_size for each in journals):
                 self.remove()
 
     # While it grows
