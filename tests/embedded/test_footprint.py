@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from ollama_adapter.core.footprint import MIB, RUNTIME_BYTES, facts_of, need
@@ -32,15 +31,10 @@ def loaded(daemon: daemons.Daemon, model: str, num_ctx: int) -> tuple[int, dict[
     prompt = "ab " * min(num_ctx // 4, 1000)
     assert daemon.generate(prompt, model, options=options, truncate=True).status == 200
     (said,) = daemon.ask("/api/ps").json["models"]
-    children = psutil.Process(daemon.process.pid).children(recursive=True)
-    (runner,) = (each for each in children if _names_weights(each.cmdline()))
+    (runner,) = daemon.runners()
     memory = int(runner.memory_info().rss)
     daemon.generate("", model, keep_alive=0)
     return memory, said
-
-
-def _names_weights(command: list[str]) -> bool:
-    return any("sha256-" in word or word == "tinydoc.gguf" for word in command)
 
 
 @pytest.mark.parametrize("num_ctx", CONTEXTS)
