@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -244,10 +243,8 @@ def test_where_no_driver_is_loaded_its_library_is_not_imported(
     assert "pynvml" not in imported
 
 
-def test_apples_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    found = detect(tmp_path, total=32 * GIB)
+def test_apples_machines(tmp_path: Path) -> None:
+    found = detect(tmp_path, total=32 * GIB, apple=True)
     assert (found.ram_bytes, found.vram_bytes, found.unified) == (32 * GIB, 32 * GIB, True)
 
 

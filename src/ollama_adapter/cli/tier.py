@@ -22,9 +22,10 @@ from ollama_adapter.cli.draw import LABEL, size
 from ollama_adapter.cli.output import complain, console, harmless, print_json
 from ollama_adapter.cli.status import look
 from ollama_adapter.config import Config, Tier
+from ollama_adapter.core.amounts import gib
 from ollama_adapter.core.footprint import Facts, facts_of
 from ollama_adapter.core.names import local_name, parse_name
-from ollama_adapter.core.tiers import GIB, Hardware, TierVerdict, gib, judge_tier, most_tps, tier_of
+from ollama_adapter.core.tiers import GIB, Hardware, TierVerdict, judge_tier, most_tps, tier_of
 from ollama_adapter.errors import DaemonError
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ollama_adapter.config import PoolConfig, Tier
+from ollama_adapter.core.amounts import gib
 from ollama_adapter.events import Footprint
 
 GIB: Final = 1 << 30
@@ -119,10 +120,6 @@ def most_tps(bytes_per_s: float, weights_bytes: int) -> float:
     Of a mixture of experts only a part is, so it may be faster.
     """
     return bytes_per_s / max(1, weights_bytes)
-
-
-def gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
 
 
 def _has_gpu(hardware: Hardware) -> bool:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from ollama_adapter.core.tiers import GIB, Hardware
 ROOT: Final = Path("/")
 UNLIMITED: Final = 1 << 60  # what the first version of cgroups says where there is no limit
 GPU_BYTES: Final = GIB  # with less it is part of a processor, and the rest of its memory is RAM
+APPLE: Final = sys.platform == "darwin" and os.uname().machine == "arm64"
 EXTRA: Final = "memory unknown without: pip install 'ollama-adapter[gpu]'"
 
 
@@ -32,10 +33,12 @@ def hardware() -> Hardware:
     return detect()
 
 
-def detect(root: Path = ROOT, *, total: int | None = None, nvml: Any = None) -> Hardware:
+def detect(
+    root: Path = ROOT, *, total: int | None = None, nvml: Any = None, apple: bool = APPLE
+) -> Hardware:
     """The machine whose files are below `root`, with `total` bytes of RAM, and NVIDIA's library `nvml`."""
     ram = _ram(root, total)
-    if _is_apple():
+    if apple:
         return Hardware(ram, ram, cores(root), ("Apple GPU",), unified=True)
     cards = [*_nvidia(root, nvml), *_amd(root)]
     unified = bool(cards) and all(size is None for _, size in cards)
@@ -102,10 +105,6 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
         for directory in (own, *own.parents):
             if directory.is_relative_to(mount):
                 yield directory
-
-
-def _is_apple() -> bool:
-    return platform.system() == "Darwin" and platform.machine() == "arm64"
 
 
 def _nvidia(root: Path, nvml: Any) -> list[tuple[str, int | None]]:
