@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+from dataclasses import replace
 
+import pytest
+from rich.console import Console
+
+from ollama_adapter.cli.planning import after_load, plan_table
+from ollama_adapter.events import Eviction, Footprint, LoadPlan
 from ollama_adapter.testing import PretendModel, PretendOllama
 from ollama_adapter.testing.memory import Machine as Memory
 from tests.cli.command import Machine
@@ -89,12 +95,17 @@ async def test_a_plan_says_what_it_takes_and_whether_it_fits(machine: Machine) -
 
 
 async def test_a_plan_for_a_model_in_memory(machine: Machine) -> None:
-    async with PretendOllama(SMALL) as daemon:
+    async with PretendOllama(SMALL, OTHER) as daemon:
         machine.port = daemon.port
         await machine.run("load", "small:1b")
         done = await machine.run("plan", "small:1b")
+        (anew,) = (await machine.run("plan", "small:1b", "--num-ctx", "512", "--json")).lines
+        (other,) = (await machine.run("plan", "other:1b", "--json")).lines
     assert done.code == 0 and "yes: it is in memory already" in done.out
-    assert "load takes" not in done.out
+    assert "load takes" not in done.out and "the budget is only advice" in done.out
+    assert not anew["resident"] and anew["after"] == anew["takes"]  # it takes its own place
+    assert other["after"]["ram"] == other["used"]["ram"] + other["takes"]["ram"]
+    assert other["used"]["ram"] > GIB
 
 
 @pytest.mark.parametrize(
@@ -157,3 +168,36 @@ async def test_a_listing_for_a_narrow_terminal_without_colours(machine: Machine)
                 assert await terminal.ended() == 0
             assert b"\x1b[3" not in terminal.raw and "│" not in terminal.screen.text
             assert max(map(len, terminal.screen.text.splitlines())) <= 32
+
+
+FOUND = LoadPlan(
+    "new", True, "", False, 4096, 5, 3, 2, Footprint(4, 6), Footprint(9, 2), Footprint(20)
+)
+
+
+def test_what_is_taken_after_a_plan() -> None:
+    there = {"a": Footprint(3), "b": Footprint(1, 2), "new": Footprint(2), "stays": Footprint(3)}
+    assert after_load(FOUND, {}) == Footprint(13, 8)
+    assert after_load(FOUND, there) == Footprint(11, 8)
+    evicts = replace(FOUND, evict=(Eviction("a", Footprint(3), "why"),), waits_for=("b",))
+    assert after_load(evicts, there) == Footprint(7, 6)
+    assert after_load(replace(evicts, fits=False), there) == FOUND.used
+    assert after_load(replace(FOUND, resident=True), there) == Footprint(13, 8)
+
+
+def test_a_plan_in_words() -> None:
+    why = "unused for 12 min"
+    plan = replace(
+        FOUND,
+        takes=Footprint(3 * GIB, 5 * GIB),
+        evict=(Eviction("old\x1b[2J", Footprint(3 * GIB), why),),
+        waits_for=("busy:1b",),
+        expected_s=12.34,
+        advisory=True,
+    )
+    console = Console(file=io.StringIO(), width=40, color_system=None)
+    console.print(plan_table(plan, Footprint(1 * GIB)))
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    for words in ("old␛[2J (3.0 GiB): unused for 12 min", "waits for busy:1b", "about 12.3 s"):
+        assert words in text
+    assert "3.0 GiB of RAM and 5.0 GiB of VRAM" in text and "only advice" in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 import typer
@@ -12,11 +12,12 @@ from rich.text import Text
 
 from ollama_adapter.cli import asking
 from ollama_adapter.cli.draw import LABEL
+from ollama_adapter.cli.models import adopting
 from ollama_adapter.cli.output import console, harmless, print_json
-from ollama_adapter.config import Config
+from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core.amounts import budget, gib
 from ollama_adapter.core.names import local_name
-from ollama_adapter.errors import InvalidRequest
+from ollama_adapter.errors import DaemonNotFound, InvalidRequest
 from ollama_adapter.events import Footprint, LoadPlan
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
@@ -28,16 +29,17 @@ def plan(model: str, num_ctx: int | None, *, as_json: bool) -> Coroutine[Any, An
     local_name(model)
     if num_ctx is not None and num_ctx <= 0:
         raise InvalidRequest(f"--num-ctx {num_ctx} is no size", hint="it is a number of tokens")
-    config = asking.with_daemon_for(model, settings.load_config())
-    return _plan(config, model, num_ctx, as_json)
+    return _plan(settings.load_config(), model, num_ctx, as_json)
 
 
 async def _plan(config: Config, model: str, num_ctx: int | None, as_json: bool) -> None:
-    async with Orchestrator(config) as orchestrator:
-        pool = orchestrator.adapter.pool
-        found = await pool.plan(model, num_ctx)
-        ending = [each.footprint for each in pool.residents() if each.model in found.waits_for]
-    after = after_load(found, ending)
+    if config.daemon.mode is DaemonMode.AUTO:
+        try:
+            found, after = await _ask(adopting(config), model, num_ctx)
+        except DaemonNotFound:  # none runs: one is started for the moment
+            found, after = await _ask(asking.with_daemon_for(model, config), model, num_ctx)
+    else:
+        found, after = await _ask(config, model, num_ctx)
     if as_json:
         print_json({**dataclasses.asdict(found), "after": dataclasses.asdict(after)})
     else:
@@ -46,12 +48,24 @@ async def _plan(config: Config, model: str, num_ctx: int | None, as_json: bool) 
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def after_load(found: LoadPlan, ending: Sequence[Footprint] = ()) -> Footprint:
-    """What is taken once the plan has been carried out; `ending` are those it waits for."""
+async def _ask(config: Config, model: str, num_ctx: int | None) -> tuple[LoadPlan, Footprint]:
+    """The plan, and what is taken once it has been carried out."""
+    async with Orchestrator(config) as orchestrator:
+        pool = orchestrator.adapter.pool
+        found = await pool.plan(model, num_ctx)
+        there = {each.model: each.footprint for each in pool.residents()}
+    return found, after_load(found, there)
+
+
+def after_load(found: LoadPlan, there: Mapping[str, Footprint]) -> Footprint:
+    """What is taken once the plan has been carried out; `there` is what each model in memory takes."""
     if not found.fits:
         return found.used
-    gone = sum([*(each.frees for each in found.evict), *ending], Footprint())
-    return found.used + found.takes - gone
+    gone = {name: there.get(name, Footprint()) for name in found.waits_for}
+    if not found.resident:  # with other options: the daemon puts it in its own place
+        gone[found.model] = there.get(found.model, Footprint())
+    gone |= {each.model: each.frees for each in found.evict}
+    return found.used + found.takes - sum(gone.values(), Footprint())
 
 
 def plan_table(found: LoadPlan, after: Footprint) -> Table:
