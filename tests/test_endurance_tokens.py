@@ -16,6 +16,7 @@ import pytest
 
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.stream import REMEMBERED
+from ollama_adapter.system.clock import monotonic_ns
 from ollama_adapter.testing import ManualClock, ScriptedDaemon, answer, stream
 from tests.serving import config_for, sending, until
 
@@ -45,7 +46,7 @@ async def at_rest(
     """Traced and resident bytes, once every session has ended and no frame shows it any more."""
 
     def drained() -> bool:
-        clock.advance(SECOND_NS)
+        clock.advance(10 * SECOND_NS)
         return "asleep" in repr(orchestrator.decipher)
 
     await until(drained)
@@ -78,7 +79,7 @@ async def test_memory_is_flat_over_a_million_tokens(
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.set_debug(False)  # it remembers where everything was made: what is measured is ours alone
-    clock = ManualClock()
+    clock = ManualClock(monotonic_ns())  # arrivals are stamped by the machine's own
     tracemalloc.start()
     try:
         async with (
