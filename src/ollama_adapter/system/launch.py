@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -92,8 +93,11 @@ class Launcher:
         self._clock = clock
         self._keep_alive = keep_alive
         self._defaults = defaults
-        self._run_files = RunFiles.of_this_user()
         self._told = False
+
+    @cached_property
+    def _run_files(self) -> RunFiles:
+        return RunFiles.of_this_user()  # for those alone who spawn
 
     async def find(self) -> Running:
         """The first daemon that can be had. Raises DaemonError; cancelling ends what was begun."""

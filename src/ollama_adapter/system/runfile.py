@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import platformdirs
 
 SUFFIX: Final = ".json"
 CLOCK_TICK_S: Final = 0.02  # by which two readings of one start may differ
@@ -36,11 +35,13 @@ class RunFiles:
 
     @classmethod
     def of_this_user(cls) -> RunFiles:
+        import platformdirs  # here and below: nothing is imported before it is needed
+
         return cls(platformdirs.user_state_path("ollama-adapter") / "daemons")
 
     def write(self, port: int) -> None:
         """This process keeps a daemon on `port`. A directory that cannot be written is no fault."""
-        import psutil  # here and below: nothing is imported before it is needed
+        import psutil
 
         mine = Entry(os.getpid(), psutil.Process().create_time(), _boot(), port)
         with contextlib.suppress(OSError):

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
 from ollama_adapter.config import Config, DaemonConfig
 from ollama_adapter.errors import ConfigError
 
@@ -48,8 +46,11 @@ log = logging.getLogger("ollama_adapter")
 
 def settings_file() -> Path:
     """Where the user's settings are read from, if it exists."""
-    given = os.environ.get("OLLAMA_ADAPTER_CONFIG", "")
-    return Path(given) if given else platformdirs.user_config_path(APPLICATION) / "config.toml"
+    if given := os.environ.get("OLLAMA_ADAPTER_CONFIG", ""):
+        return Path(given)
+    import platformdirs  # here and below: nothing is imported before it is needed
+
+    return platformdirs.user_config_path(APPLICATION) / "config.toml"
 
 
 def load_config() -> Config:
@@ -81,7 +82,7 @@ def models_dir(config: DaemonConfig) -> Path:
         except RuntimeError as error:  # of ~nosuchuser
             raise ConfigError(f"the directory {config.models_dir} is nobody's home") from error
     ollamas = Path("~/.ollama/models").expanduser()
-    return ollamas if ollamas.is_dir() else platformdirs.user_data_path(APPLICATION) / "models"
+    return ollamas if ollamas.is_dir() else _own_data() / "models"
 
 
 def pulling_dir() -> Path:
@@ -91,7 +92,7 @@ def pulling_dir() -> Path:
 
 def may_be_written(store: Path) -> bool:
     """The daemon may change this store. Root's daemon is another user: it would have to be given away."""
-    return os.geteuid() != 0 or store.is_relative_to(platformdirs.user_data_path(APPLICATION))
+    return os.geteuid() != 0 or store.is_relative_to(_own_data())
 
 
 def find_ollama(config: DaemonConfig) -> str | None:
@@ -128,7 +129,15 @@ def check_places(store: Path) -> None:
             )
 
 
+def _own_data() -> Path:
+    import platformdirs
+
+    return platformdirs.user_data_path(APPLICATION)
+
+
 def _daemon_home() -> Path:
+    import platformdirs
+
     return platformdirs.user_state_path(APPLICATION) / "home"
 
 
