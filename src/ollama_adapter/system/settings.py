@@ -87,6 +87,8 @@ def models_dir(config: DaemonConfig) -> Path:
 
 def pulling_dir() -> Path:
     """Where downloads grow, if it is on the disk of the store."""
+    import platformdirs
+
     return platformdirs.user_data_path(APPLICATION) / ".pulling"
 
 
