@@ -87,9 +87,7 @@ def models_dir(config: DaemonConfig) -> Path:
 
 def pulling_dir() -> Path:
     """Where downloads grow, if it is on the disk of the store."""
-    import platformdirs
-
-    return platformdirs.user_data_path(APPLICATION) / ".pulling"
+    return _own_data() / ".pulling"
 
 
 def may_be_written(store: Path) -> bool:
