@@ -239,6 +239,46 @@ async def test_the_queue_is_bounded() -> None:
         at_rest(run)
 
 
+async def test_who_has_waited_for_a_place_is_not_sent_away_from_the_queue_for_memory() -> None:
+    limits = bounds(330, parallel=2)
+    async with rig(A, model("b", 200), C, D, limits=limits, queue_length=2) as run:
+        await run.pool.plan("d")
+        held, other = await run.acquire("a"), await run.acquire("c")
+        first, second = start(run, "b"), start(run, "d")
+        await until(lambda: run.pool._line.waiting == 2)
+        listings = len([each for each in run.daemon.requests if each.path == "/api/ps"])
+        held.release()
+        await run.daemon.until(
+            lambda: len([each for each in run.daemon.requests if each.path == "/api/ps"]) > listings
+        )
+        third = start(run, "d")
+        await until(lambda: run.pool._line.waiting == 3)
+        assert not first.done()
+        other.release()
+        for task in (first, second, third):
+            (await task).release()
+        at_rest(run)
+
+
+async def test_the_time_in_both_queues_counts() -> None:
+    clock = ManualClock()
+    limits = bounds(330, parallel=2)
+    async with rig(A, model("b", 200), C, limits=limits, clock=clock, queue_s=30.0) as run:
+        held, other = await run.acquire("a", keep_alive=-1), await run.acquire("c", keep_alive=-1)
+        waiting = start(run, "b")
+        await until(lambda: clock.sleepers)
+        clock.advance(20 * SECOND)
+        held.release()
+        await until(lambda: run.pool._line.errands[0].closing == {"c:latest", "a:latest"})
+        await until(lambda: clock.sleepers)
+        clock.advance(10 * SECOND)
+        await settled(waiting)
+        with pytest.raises(ServerBusy, match="for memory for 30 s"):
+            waiting.result()
+        other.release()
+        at_rest(run)
+
+
 async def test_nobody_waits_longer_than_he_may() -> None:
     clock = ManualClock()
     async with rig(A, B, limits=ONE, clock=clock, queue_s=30.0, keep_alive=-1) as run:
@@ -562,6 +602,7 @@ async def test_unloading_waits_for_who_works() -> None:
 
 def replacing(*served: str) -> Surroundings:
     async def find(request: Any, error: AdapterError) -> list[Substitution]:
+        error.hint = f"these would do: {', '.join(served)}"
         return [Substitution(request.model, each, type(error).__name__) for each in served]
 
     return Surroundings(substitutes=find)
@@ -588,7 +629,7 @@ async def test_substitution_is_off_by_one_switch_and_the_error_says_who_would_do
     async with rig(A, surroundings=replacing("a", "b"), substitute=False) as run:
         with pytest.raises(ModelNotFound) as caught:
             await run.acquire("missing")
-        assert caught.value.hint.endswith("these would do: a, b")
+        assert caught.value.hint == "these would do: a, b"
         assert run.loads == []
 
 

@@ -71,6 +71,8 @@ class Errand:
     has_place: bool = False
     closing: frozenset[str] = frozenset()
     queued: bool = False
+    admitted: bool = False
+    """It has waited before, and is not sent away where it has to wait once more."""
     position: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -156,8 +158,9 @@ class Line:
         """Until it is possible, tried whenever something changes. Raises ServerBusy. Cancelling is safe."""
         if possible():
             return
-        self.check_room(errand, len(errand.waiters))
-        errand.queued, began_ns = True, self._clock.now_ns()
+        if not errand.admitted:
+            self.check_room(errand, len(errand.waiters))
+        errand.admitted, errand.queued, began_ns = True, True, self._clock.now_ns()
         try:
             self._show()
             while not possible():
@@ -173,7 +176,8 @@ class Line:
     async def _until_changed(self, errand: Errand) -> None:
         now_ns = self._clock.now_ns()
         for each in errand.waiters:
-            each.deadline_ns = each.deadline_ns or now_ns + int(self._limit_s * 1e9)
+            left_ns = int(self._limit_s * 1e9) - each.queued_ns
+            each.deadline_ns = each.deadline_ns or max(1, now_ns + left_ns)
         first_ns = min((each.deadline_ns for each in errand.waiters), default=FOREVER_NS)
         changed = asyncio.get_running_loop().create_future()
         self._waiting.append(changed)
