@@ -4,6 +4,7 @@
 PROMPT ?= What does os.path.join do?
 MODEL ?= tinydoc
 OUT ?= dist
+BENCH ?=
 
 # As typed: make must not see variables of its own in "costs $5". They reach the recipe as environment.
 override PROMPT := $(value PROMPT)
@@ -39,8 +40,8 @@ check: ## format, lint, types, layers
 soak: ## the same tests with their full counts, and the long ones; writes docs/soak.md
 	$(environment) dev -m pytest --soak --soak-report=docs/soak.md --timeout=3600 -m "not live"
 
-bench: ## measure: time per token, lateness of frames, against others
-	$(environment) dev -m benchmarks
+bench: ## measure, beside others, tables and plots (BENCH="--rounds 3 --case abort")
+	$(environment) bench -m benchmarks $(BENCH)
 
 docs: ## check the links of the documentation and run its examples
 	$(environment) dev tools/documentation.py

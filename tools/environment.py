@@ -31,7 +31,7 @@ from typing import Callable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
-EXTRAS = ("all", "dev")  # each holds the ones before it
+EXTRAS = ("all", "dev", "bench")  # each holds the ones before it
 LOCK = "environment.lock"
 STAMP = "environment.stamp"
 Build = Callable[[Path, str, str], None]

@@ -240,4 +240,4 @@ def test_an_unknown_verb_is_told_the_known_ones() -> None:
     command = [sys.executable, environment.__file__, "dance"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: say one of all, dev, where, clean; not 'dance'\n"
+    assert done.stderr == "error: say one of all, dev, bench, where, clean; not 'dance'\n"
