@@ -102,6 +102,25 @@ async def test_a_model_that_was_pulled_answers_without_a_restart(
     assert not (store.parent / "data" / "ollama-adapter" / ".pulling").exists()
 
 
+async def test_a_model_that_was_pulled_anew_is_loaded_anew(
+    registry: Registry, store: Path
+) -> None:
+    name = registry.add("small", WEIGHTS)
+    adapter = adapter_for(store, registry.host)
+    with anyio.fail_after(WATCHDOG_S):
+        async with adapter:
+            await adapter.pull(name)
+            await adapter.generate(name, "Hello", num_predict=4)
+            before = adapter.pool.digest(name)
+            assert adapter.pool.is_warm(name, {})
+            registry.add("small", llama(context=256))
+            await adapter.pull(name)
+            assert not adapter.pool.is_warm(name, {}), "it is another model"
+            await adapter.generate(name, "Hello", num_predict=4)
+            assert adapter.pool.digest(name) not in ("", before)
+            assert [each.num_ctx for each in adapter.pool.residents()] == [256]
+
+
 async def test_the_pool_may_pull_only_where_the_settings_say_so(
     registry: Registry, store: Path
 ) -> None:

@@ -28,7 +28,6 @@ from ollama_adapter.errors import AdapterError, InvalidRequest
 from ollama_adapter.events import (
     AbortReceipt,
     Answer,
-    Channel,
     Embeddings,
     Health,
     PullReceipt,
@@ -40,7 +39,7 @@ from ollama_adapter.puller.pull import Confirm, Report
 from ollama_adapter.pulling import ModelSource
 from ollama_adapter.session import Session
 from ollama_adapter.standins import Standins
-from ollama_adapter.stream import SessionRegistry, TokenStream
+from ollama_adapter.stream import SessionRegistry, TokenStream, collect
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock, SystemClock
 from ollama_adapter.system.hardware import hardware
@@ -168,13 +167,13 @@ class OllamaAdapter:
 
     async def generate(self, model: str, prompt: str, **kwargs: Any) -> Answer:
         """The whole answer. Cancelling aborts the generation."""
-        return await _collect(self.generate_stream(model, prompt, **kwargs))
+        return await collect(self.generate_stream(model, prompt, **kwargs))
 
     async def chat(
         self, model: str, messages: Sequence[Mapping[str, Any]], **kwargs: Any
     ) -> Answer:
         """The whole answer. Cancelling aborts the generation."""
-        return await _collect(self.chat_stream(model, messages, **kwargs))
+        return await collect(self.chat_stream(model, messages, **kwargs))
 
     async def embed(self, model: str, texts: str | Sequence[str], **kwargs: Any) -> Embeddings:
         """One vector per text. Raises ResponseError for a model that does not embed.
@@ -201,7 +200,9 @@ class OllamaAdapter:
         PullFailed, RemoteModelRefused, InvalidModelFile. Cancelling is safe: what has come is kept.
         """
         self._check_open()
-        return await self.source.pull(model, on_progress, confirm=confirm, also_from=also_from)
+        receipt = await self.source.pull(model, on_progress, confirm=confirm, also_from=also_from)
+        self.pool.renewed(model)
+        return receipt
 
     async def diagnose(self, session_id: str) -> Stall:
         """Why a session stands still, in one word. Asked of one that flows, the answer means nothing.
@@ -282,17 +283,6 @@ def _flag(private: object) -> bool:
     if not isinstance(private, bool):
         raise InvalidRequest("private must be True or False")
     return private
-
-
-async def _collect(stream: TokenStream) -> Answer:
-    parts: dict[Channel, list[str]] = {each: [] for each in Channel}
-    calls: list[dict[str, Any]] = []
-    async with stream:
-        async for event in stream:
-            parts[event.channel].append(event.token)
-            calls += event.tool_calls or []
-    text, thinking = "".join(parts[Channel.TEXT]), "".join(parts[Channel.THINKING])
-    return Answer(text, thinking, calls, stream.statistics)
 
 
 def _go_duration(keep_alive: str | float) -> str:

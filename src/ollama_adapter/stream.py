@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 from ollama_adapter.core.aborts import phase_of
 from ollama_adapter.errors import GenerationError, Interruption, InvalidRequest, SessionNotFound
-from ollama_adapter.events import LoadProgress, Phase, Statistics, TokenEvent
+from ollama_adapter.events import Answer, Channel, LoadProgress, Phase, Statistics, TokenEvent
 from ollama_adapter.session import Session
 from ollama_adapter.system.scope import TaskScope
 
@@ -231,6 +231,18 @@ class TokenStream(AsyncIterator[TokenEvent]):
             )
         elif not session.started:
             self._registry.forget(session)
+
+
+async def collect(stream: TokenStream) -> Answer:
+    """The whole answer. Cancelling aborts the generation."""
+    parts: dict[Channel, list[str]] = {each: [] for each in Channel}
+    calls: list[dict[str, Any]] = []
+    async with stream:
+        async for event in stream:
+            parts[event.channel].append(event.token)
+            calls += event.tool_calls or []
+    text, thinking = "".join(parts[Channel.TEXT]), "".join(parts[Channel.THINKING])
+    return Answer(text, thinking, calls, stream.statistics)
 
 
 def _abort_from_anywhere(session: Session) -> None:

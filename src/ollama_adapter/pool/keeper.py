@@ -254,6 +254,13 @@ class ModelPool:
         entry.use(self._clock.now_ns(), keep_alive_ns(keep_alive))
         entry.doubtful = entry.until_ns <= self._clock.now_ns()
 
+    def renewed(self, model: str) -> None:
+        """The files of a model may be others now: what was known of it is asked anew."""
+        key = local_name(model).key
+        self._catalogue.forget(key)
+        if (entry := self._ledger.find(key)) is not None:
+            entry.doubtful = True
+
     def forget(self) -> None:
         """The daemon is another one, or has ended: nothing is resident."""
         entries = list(self._ledger.entries.values())
