@@ -21,13 +21,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
 from benchmarks.clients import CLIENTS, Client
 
 Numbers = dict[str, Any]
 SETTLE_S: Final = 1.0
+FLOWING_S: Final = 15.0
 WARM_UP_TOKENS: Final = 20
 ABORTED_TOKENS: Final = 1_000_000  # longer than it can last; the number of the abort is added
 
@@ -57,6 +58,7 @@ class Measuring:
             client = await self.connect(stack)
             await drain(client, WARM_UP_TOKENS)
             crowd = Crowd(client, int(streams), int((seconds + 30) * rate))
+            await crowd.flowing()
             await asyncio.sleep(SETTLE_S)
             crowd.latencies.clear()
             cpu, wall = time.process_time(), time.perf_counter()
@@ -99,7 +101,7 @@ class Measuring:
         async with AsyncExitStack() as stack:
             client = await self.connect(stack)
             crowd = Crowd(client, int(streams), ABORTED_TOKENS)
-            await asyncio.sleep(SETTLE_S)
+            await crowd.flowing()
             called: dict[int, int] = {}
             for number in range(1, int(times) + 1):
                 answer = await client.open(ABORTED_TOKENS + number)
@@ -117,7 +119,7 @@ class Measuring:
             await drain(client, WARM_UP_TOKENS)
             before = private_bytes()
             crowd = Crowd(client, int(streams), ABORTED_TOKENS)
-            await asyncio.sleep(SETTLE_S * 2)
+            await crowd.flowing()
             crowd.latencies.clear()
             kilobytes = (private_bytes() - before) / streams / 1024
             await crowd.disperse()
@@ -130,13 +132,27 @@ class Crowd:
     def __init__(self, client: Client, streams: int, tokens: int) -> None:
         self.latencies: list[int] = []
         self._client = client
+        self._silent = streams
+        self._all_flow = asyncio.Event()
         self._readers = [asyncio.create_task(self._read(tokens)) for _ in range(streams)]
 
     async def _read(self, tokens: int) -> None:
         text, now_ns, note = self._client.text, time.monotonic_ns, self.latencies.append
-        async for step in await self._client.open(tokens):
+        answer = await self._client.open(tokens)
+        await anext(answer)
+        self._silent -= 1
+        if not self._silent:
+            self._all_flow.set()
+        async for step in answer:
             if said := text(step):
                 note(now_ns() - int(said))
+
+    async def flowing(self) -> None:
+        """Until each has had a token, or as long as a client that cannot do it may be given."""
+        if self._silent:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLOWING_S):
+                    await self._all_flow.wait()
 
     async def disperse(self) -> None:
         """Raises what a reader raised."""
