@@ -147,6 +147,21 @@ def cache_us(times: int) -> tuple[float, float]:
     return cheapest_us(hit, times), cheapest_us(lambda: cache.get(b"no", 1), times)
 
 
+def plan_us(times: int) -> float:
+    """What loading a model does to eight others, three of which have to go."""
+    from ollama_adapter.config import Tier
+    from ollama_adapter.core.footprint import Need
+    from ollama_adapter.core.planning import Resident, Rules, plan_load
+    from ollama_adapter.core.tiers import TIERS
+    from ollama_adapter.events import Footprint
+
+    gib = 1 << 30
+    residents = [Resident(f"m{n}", Footprint(ram=2 * gib), last_used_ns=n) for n in range(8)]
+    need, limits = Need(4096, 5 * gib, gib // 2, gib // 2), TIERS[Tier.MID]
+    assert len(plan_load("new", need, residents, limits, Rules(1 << 40)).evict) == 3
+    return cheapest_us(lambda: plan_load("new", need, residents, limits, Rules(1 << 40)), times)
+
+
 def _first_of_run(runs: int) -> Numbers:
     """From the start of the command to its first byte; what of that its first token took in the daemon."""
     totals, theirs = [], []
@@ -204,6 +219,7 @@ def main(arguments: list[str]) -> None:
             rows[f"per token{words}: {name}"] = {"cost_us": cost}
     rows[f"a frame of {SESSIONS} sessions"] = {"cost_us": frame_us(times * 10)}
     hit, miss = cache_us(times * 10)
+    rows["a decision of the pool: eight models in memory, three go"] = {"cost_us": plan_us(times)}
     rows["an answer of 256 tokens found in memory"] = {"cost_us": hit}
     rows["an answer not found in memory"] = {"cost_us": miss}
     print(json.dumps(rows))
