@@ -8,7 +8,16 @@ import traceback
 from typing import Any
 
 import pytest
+from rich.pretty import pretty_repr
 
+from ollama_adapter.core.cache import CachedToken
+from ollama_adapter.core.records import (
+    ChatRecord,
+    DebugInfo,
+    GenerateRecord,
+    LogprobEntry,
+    Message,
+)
 from ollama_adapter.events import (
     Answer,
     Candidate,
@@ -50,6 +59,12 @@ VALUES: list[Any] = [
     Candidate(SECRET, NUMBER),
     Answer(SECRET, SECRET, [{SECRET: NUMBER}], Statistics("session", "model")),
     Embeddings("model", [[NUMBER]]),
+    LogprobEntry(SECRET, NUMBER, [Candidate(SECRET, NUMBER)]),
+    DebugInfo(SECRET),
+    Message(SECRET, SECRET, [{SECRET: NUMBER}]),
+    GenerateRecord(response=SECRET, thinking=SECRET, error=SECRET),
+    ChatRecord(message=Message(SECRET)),
+    CachedToken(SECRET, alternatives=[(SECRET, NUMBER)]),
 ]
 
 
@@ -70,6 +85,7 @@ def test_no_repr_shows_text_or_a_number_made_of_text(value: Any) -> None:
     shown = [repr(value), str(value), f"{value}", f"{value!r}", "%s %r" % (value, value)]
     shown += [repr([value]), repr({"a": value}), pprint.pformat(value), pprint.pformat([value])]
     shown += [format(value), "{}".format(value), repr(ValueError(value))]
+    shown += [pretty_repr(value), pretty_repr([value])]
     try:
         raise ValueError(value)
     except ValueError as error:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.events import Candidate, Channel, Finish, Source, Statistics, TokenEvent
+from ollama_adapter.events.veiled import Veiled
 
 OVERHEAD_BYTES: Final = 512
 """What an entry takes besides its data, generously: key, two places in tables, the objects."""
@@ -26,7 +27,7 @@ _SECOND_HAND: Final = (Source.CACHED, Source.SUBSTITUTED)  # older than it seems
 _SAME_ANSWER: Final = ("model", "keep_alive", "stream")  # the digest says which model
 
 
-class CachedToken(msgspec.Struct, array_like=True, gc=False):
+class CachedToken(Veiled, array_like=True, gc=False):
     """What one event carried."""
 
     token: str
@@ -35,9 +36,6 @@ class CachedToken(msgspec.Struct, array_like=True, gc=False):
     alternatives: list[tuple[str, float]] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     token_ids: tuple[int, ...] | None = None
-
-    def __repr__(self) -> str:
-        return "<CachedToken>"
 
     @property
     def candidates(self) -> list[Candidate] | None:

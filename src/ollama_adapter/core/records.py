@@ -15,6 +15,7 @@ import msgspec
 
 from ollama_adapter.errors import ProtocolError
 from ollama_adapter.events import Candidate
+from ollama_adapter.events.veiled import Veiled
 
 MAX_LINE: Final = 4 << 20
 LONG_LINE: Final = 64 << 10  # from here on it is worth looking for the context
@@ -26,24 +27,18 @@ Count = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """What Go holds in 64 bits: a number of a thousand digits is refused, not computed with."""
 
 
-class LogprobEntry(msgspec.Struct, gc=False):
+class LogprobEntry(Veiled, gc=False):
     """The token chosen and, where asked for, the most probable ones. Values precede temperature."""
 
     token: str
     logprob: float
-    top_logprobs: list[Candidate] = []
-
-    def __repr__(self) -> str:
-        return "<LogprobEntry>"
+    top_logprobs: list[Candidate] = msgspec.field(default_factory=list)
 
 
-class DebugInfo(msgspec.Struct, gc=False):
+class DebugInfo(Veiled, gc=False):
     """The answer to `_debug_render_only`: the prompt as the model would get it."""
 
     rendered_template: str = ""
-
-    def __repr__(self) -> str:
-        return "<DebugInfo>"
 
 
 class Record(msgspec.Struct, gc=False):
@@ -67,6 +62,9 @@ class Record(msgspec.Struct, gc=False):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} done={self.done}>"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("done", self.done)]
+
 
 class GenerateRecord(Record, gc=False):
     """One line of /api/generate."""
@@ -75,15 +73,12 @@ class GenerateRecord(Record, gc=False):
     thinking: str = ""
 
 
-class Message(msgspec.Struct, gc=False):
+class Message(Veiled, gc=False):
     """The piece of an answer that a chat record carries."""
 
     content: str = ""
     thinking: str = ""
     tool_calls: list[dict[str, Any]] | None = None
-
-    def __repr__(self) -> str:
-        return "<Message>"
 
 
 class ChatRecord(Record, gc=False):

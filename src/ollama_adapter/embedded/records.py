@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.embedded.pieces import Pieces, Trail
+from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.clock import EPOCH_OFFSET_NS, monotonic_ns
 
 encode: Final = msgspec.json.Encoder().encode
@@ -27,19 +28,19 @@ _ESCAPES: Final = {
 _ESCAPED: Final = re.compile(b"[<>&]|\xe2\x80[\xa8\xa9]")
 
 
-class Alternative(msgspec.Struct, gc=False):
+class Alternative(Veiled, gc=False):
     """A token and its log probability, as the runner sends them."""
 
     token: str
     logprob: float
 
 
-class Chosen(msgspec.Struct, gc=False):
+class Chosen(Veiled, gc=False):
     """The token taken, and the best ones in its place."""
 
     token: str
     logprob: float
-    top_logprobs: list[Alternative] = []
+    top_logprobs: list[Alternative] = msgspec.field(default_factory=list)
 
 
 class Timings(msgspec.Struct, gc=False):
@@ -49,15 +50,15 @@ class Timings(msgspec.Struct, gc=False):
     predicted_ms: float = 0.0
 
 
-class Event(msgspec.Struct, gc=False):
+class Event(Veiled, gc=False):
     """One server-sent event of the runner: a piece of text, or the end."""
 
     content: str = ""
-    tokens: list[int] = []
+    tokens: list[int] = msgspec.field(default_factory=list)
     stop: bool = False
     tokens_predicted: int = 0
     tokens_evaluated: int = 0
-    completion_probabilities: list[Chosen] = []
+    completion_probabilities: list[Chosen] = msgspec.field(default_factory=list)
     stop_type: str = ""
     timings: Timings | None = None
     error: dict[str, Any] | None = None

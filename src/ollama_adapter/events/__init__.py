@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-import msgspec
-
 from ollama_adapter.events.frames import Frame, SessionFrame, State
 from ollama_adapter.events.health import DaemonChange, Guarantee, Health, Standing
 from ollama_adapter.events.pool import (
@@ -30,6 +28,7 @@ from ollama_adapter.events.pool import (
     ResidentModel,
     Substitution,
 )
+from ollama_adapter.events.veiled import Veiled
 
 __all__ = [
     "AbortReceipt",
@@ -118,14 +117,11 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
-class Candidate(msgspec.Struct, gc=False):
+class Candidate(Veiled, gc=False):
     """One of the most probable tokens at a position; `logprob` is natural, before temperature."""
 
     token: str
     logprob: float
-
-    def __repr__(self) -> str:
-        return "<Candidate>"
 
 
 @dataclass(slots=True)
