@@ -306,6 +306,29 @@ def test_an_unknown_setting_lists_those_there_are() -> None:
     assert caught.value.hint == "expected: low, mid, high"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("1", True), ("false", False), ("False", False), ("0", False)],
+)
+def test_a_switch_can_be_set_in_the_environment(text: str, value: bool) -> None:
+    assert Config.parse("", {"OLLAMA_ADAPTER_POOL_SUBSTITUTE": text}).pool.substitute is value
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("POOL_SUBSTITUTE", "true or false"),
+        ("POOL_TIER", "low, mid, high, or leave it out"),
+        ("POOL_RAM_BYTES", "a whole number, or leave it out"),
+        ("POOL_QUEUE_S", "a number"),
+    ],
+)
+def test_what_is_expected_is_said_in_words(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.parse("", {f"OLLAMA_ADAPTER_{name}": "huge"})
+    assert caught.value.hint == f"expected: {hint}"
+
+
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
 slices = [each.name for each in dataclasses.fields(Config)]
 

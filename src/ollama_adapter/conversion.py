@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from ollama_adapter.errors import ConfigError
 
@@ -21,6 +21,14 @@ def typed(slice_: Any) -> None:
         object.__setattr__(slice_, name, convert(target, getattr(slice_, name), name))
 
 
+_TRUTH: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
+_WORDS: Final[Mapping[type[Any], str]] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text in quotes",
+    types.NoneType: "or leave it out",
+}
 _HINTS: dict[type[Any], Mapping[str, Any]] = {}
 
 
@@ -82,6 +90,8 @@ def convert(target: Any, value: Any, where: str) -> Any:
     for option in options:
         if isinstance(value, option) and not (isinstance(value, bool) and option is not bool):
             return value
+    if bool in options and isinstance(value, str) and value.lower() in _TRUTH:
+        return _TRUTH[value.lower()]
     for option in options:
         written = isinstance(value, str) and (option in (int, float) or issubclass(option, StrEnum))
         whole = option is float and isinstance(value, int) and not isinstance(value, bool)
@@ -105,7 +115,8 @@ def _convert_all(target: Any, value: Any, where: str) -> tuple[Any, ...]:
 def _expectation(options: tuple[type[Any], ...]) -> str:
     words: list[str] = []
     for option in options:
-        words += (
-            [each.value for each in option] if issubclass(option, StrEnum) else [option.__name__]
-        )
+        if issubclass(option, StrEnum):
+            words += [each.value for each in option]
+        else:
+            words.append(_WORDS.get(option, option.__name__))
     return f"expected: {', '.join(words)}"
