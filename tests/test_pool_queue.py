@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import typing
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
@@ -538,6 +539,30 @@ async def test_what_is_not_there_is_said() -> None:
         with pytest.raises(InvalidRequest, match="no option of a load"):
             await run.pool.pin("a", temperature=1)
         at_rest(run)
+
+
+async def test_ill_typed_options_of_a_load_are_said_of_a_model_that_is_in_memory_too() -> None:
+    async with rig(A) as run:
+        await run.pool.ensure_loaded("a")
+        with pytest.raises(InvalidRequest, match="num_ctx must be an integer"):
+            await run.pool.ensure_loaded("a", reloading={"num_ctx": "x"})
+        with pytest.raises(InvalidRequest, match="num_ctx must be an integer"):
+            await run.pool.plan("a", num_ctx=typing.cast("int", "x"))
+        at_rest(run)
+
+
+async def test_a_model_that_could_not_be_pinned_is_not_pinned_later() -> None:
+    async with rig(A, B) as run:
+        with pytest.raises(ModelNotFound):
+            await run.pool.pin("nobody")
+        with pytest.raises(InvalidRequest):
+            await run.pool.pin("a", temperature=1)
+        await run.pool.ensure_loaded("a")
+        assert [each.pinned for each in run.pool.residents()] == [False]
+        await run.pool.pin("a")
+        with pytest.raises(InvalidRequest):
+            await run.pool.pin("a", temperature=1)
+        assert [each.pinned for each in run.pool.residents()] == [True]
 
 
 @pytest.mark.parametrize("where", ["the eviction", "the load", "reading back"])

@@ -133,9 +133,10 @@ class ModelPool:
         with others is loaded anew. Raises as acquire does. Cancelling leaves the load to others, if any.
         """
         key = local_key(model)
+        if reloading:
+            check_options(reloading)
         if self.is_warm(model, reloading or {}) and not self._line.closed(key):
             return True
-        check_options(reloading or {})
         name = local_name(model)
         alive = self._config.keep_alive if keep_alive is None else keep_alive
         demand = dict(reloading) if reloading else None
@@ -152,10 +153,19 @@ class ModelPool:
         await self._dispatch.unload(str(name), name.key, 0)
 
     async def pin(self, model: str, **reloading: Any) -> None:
-        """Load the model, for good: it is not evicted, and its keep-alive does not end. Raises as acquire."""
+        """Load the model, for good: it is not evicted, and its keep-alive does not end.
+
+        Raises as acquire; then, and when it is cancelled, the model is as little pinned as before.
+        """
         key = local_key(model)
+        before = key in self._planner.pinned
         self._planner.pinned.add(key)
-        await self._renew(model, key, -1, reloading)
+        try:
+            await self._renew(model, key, -1, reloading)
+        except BaseException:
+            if not before:
+                self._planner.pinned.discard(key)
+            raise
 
     async def unpin(self, model: str) -> None:
         """From now on the model may go, and its keep-alive begins. Raises as acquire."""
@@ -175,9 +185,10 @@ class ModelPool:
     async def plan(self, model: str, num_ctx: int | None = None) -> LoadPlan:
         """What loading the model would do, and why, from what the daemon lists now. Cancelling is safe."""
         name = local_name(model)
+        options = {} if num_ctx is None else {"num_ctx": num_ctx}
+        check_options(options)
         await self._catalogue.describe(str(name), name.key)
         await self._admission.look()
-        options = {} if num_ctx is None else {"num_ctx": num_ctx}
         return self._planner.plan(name.key, str(name), options)
 
     @property
