@@ -62,6 +62,16 @@ async def test_a_model_that_is_too_large_is_replaced_by_the_nearest_that_fits() 
     assert told.reason.startswith("it does not fit into memory; instead ")
 
 
+async def test_what_is_beyond_the_budget_takes_no_place_where_the_budget_is_advice_either() -> None:
+    async with served(SMALL, LARGE) as (adapter, _):
+        adapter.pool.surroundings.shared = lambda: True
+        answer = await adapter.generate("llama3.3:65b", "hello")
+        assert answer.statistics.served_by == "llama3.2:1b"
+        assert (await adapter.generate("llama3.3:70b", "hello")).statistics.substitution is None
+        answer = await adapter.generate("llama3.3:65b", "hello")
+        assert answer.statistics.served_by == "llama3.3:70b"  # it is in memory now
+
+
 async def test_a_model_that_cannot_be_loaded_is_replaced() -> None:
     async with served(SMALL, OTHER, faults="load_fail*1") as (adapter, daemon):
         answer = await adapter.generate("llama3.2:1b", "hello")

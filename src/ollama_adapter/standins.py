@@ -12,6 +12,7 @@ from typing import Final
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.core.footprint import Facts, facts_of
 from ollama_adapter.core.names import local_name, parse_name
+from ollama_adapter.core.planning import too_large
 from ollama_adapter.core.requests import Request
 from ollama_adapter.core.substitution import Choice, choose_substitute
 from ollama_adapter.errors import (
@@ -85,6 +86,9 @@ class Standins:
             plan = await self._pool.plan(name)
         except AdapterError as error:
             return str(error)
+        if plan.fits and not plan.resident:  # where the budget is advice every plan fits
+            limits = self._pool.surroundings.limits()
+            return too_large(plan.weights_bytes, plan.takes.total, limits)
         return "" if plan.fits else plan.reason
 
 

@@ -101,7 +101,7 @@ def plan_load(
         expected_s=expected_s,
         advisory=rules.advisory,
     )
-    why_not = scene.too_large()
+    why_not = too_large(need.weights_bytes, need.total, limits)
     found = None if why_not else scene.solve()
     if found is not None and rules.advisory and found.waits_for:
         why_not = f"it would have to wait for {' and '.join(found.waits_for)}"
@@ -124,6 +124,14 @@ def plan_relief(
     plan = plan_load("", Need(0, 0, 0, 0), residents, bounds, rules)
     why = "models in memory have grown beyond the budget"
     return tuple(replace(each, reason=f"{why}: {each.reason}") for each in plan.evict)
+
+
+def too_large(weights_bytes: int, total: int, limits: Limits) -> str:
+    """Why a model cannot be in memory, whoever else is; "" where it can."""
+    most, room = limits.model_bytes, limits.budget
+    if weights_bytes > most:
+        return f"its file has {gib(weights_bytes)}, and the largest model that may be loaded {gib(most)}"
+    return f"it takes {gib(total)}, and the whole budget is {budget(room)}" * (total > room.total)
 
 
 def _refuse(plan: LoadPlan, scene: _Scene, why: str) -> LoadPlan:
@@ -178,18 +186,6 @@ class _Scene:
         vram = total if whole else max(0, min(free.vram, total))
         takes = Footprint(total - vram, vram)
         return takes if takes.fits(free) else None
-
-    def too_large(self) -> str:
-        """Why it cannot be in memory, whoever else is; "" where it can."""
-        limits, need = self._limits, self.need
-        if need.weights_bytes > limits.model_bytes:
-            return (
-                f"its file has {gib(need.weights_bytes)}, "
-                f"and the largest model that may be loaded {gib(limits.model_bytes)}"
-            )
-        if need.total > limits.budget.total:
-            return f"it takes {gib(need.total)}, and the whole budget is {budget(limits.budget)}"
-        return ""
 
     # Who goes
 
