@@ -200,6 +200,15 @@ async def test_a_gpu_has_a_budget_of_its_own_and_a_fall_back_is_told() -> None:
         assert run.told() == [("a:latest", Change.LOADED), ("a:latest", Change.FELL_BACK_TO_CPU)]
 
 
+async def test_the_plan_of_a_model_in_memory_counts_it_among_what_is_used() -> None:
+    async with rig(A, B) as run:
+        await run.generate("a")
+        await run.generate("b")
+        plan = await run.pool.plan("a")
+        assert plan.resident
+        assert plan.used == sum((each.footprint for each in run.pool.residents()), Footprint())
+
+
 async def test_the_number_of_models_in_memory_is_bounded() -> None:
     async with rig(A, B, C, limits=bounds(9000, resident=2)) as run:
         for name in "abcabc":

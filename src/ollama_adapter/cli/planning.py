@@ -59,11 +59,11 @@ async def _ask(config: Config, model: str, num_ctx: int | None) -> tuple[LoadPla
 
 def after_load(found: LoadPlan, there: Mapping[str, Footprint]) -> Footprint:
     """What is taken once the plan has been carried out; `there` is what each model in memory takes."""
-    if not found.fits:
+    if found.resident or not found.fits:
         return found.used
     gone = {name: there.get(name, Footprint()) for name in found.waits_for}
-    if not found.resident:  # with other options: the daemon puts it in its own place
-        gone[found.model] = there.get(found.model, Footprint())
+    # with other options the daemon puts it in its own place
+    gone[found.model] = there.get(found.model, Footprint())
     gone |= {each.model: each.frees for each in found.evict}
     return found.used + found.takes - sum(gone.values(), Footprint())
 

@@ -88,7 +88,7 @@ class Planner:
             kv_bytes=known.kv_bytes,
             overhead_bytes=known.overhead_bytes,
             takes=entry.footprint,
-            used=self._ledger.taken() - entry.footprint,
+            used=self._ledger.taken(),
             budget=self._surroundings.limits().budget,
             expected_s=0.0 if entry.is_warm(now_ns) else None,
             advisory=self._surroundings.shared(),
