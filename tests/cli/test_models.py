@@ -6,7 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from ollama_adapter.cli.models import add_row, drop_columns, listing
 from ollama_adapter.testing import (
     Piece,
     PretendModel,
@@ -212,3 +214,21 @@ async def test_every_command_has_help_with_examples(machine: Machine) -> None:
 async def test_the_version(machine: Machine) -> None:
     done = await machine.run("--version")
     assert done.code == 0 and done.out.startswith("ollama-adapter ")
+
+
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [(80, ["NAME", "FAMILY", "MEMORY"]), (30, ["NAME", "MEMORY"]), (5, ["NAME", "MEMORY"])],
+)
+def test_where_it_is_narrow_a_table_does_without_a_column_rather_than_break_its_names(
+    width: int, headings: list[str]
+) -> None:
+    table = listing("NAME", "FAMILY", "MEMORY")
+    add_row(table, ["a-name:of-17-cells", "a family", "fits"])
+    where = Console(width=width)
+    drop_columns(table, where, ["FAMILY"])
+    assert [each.header for each in table.columns] == headings
+    with where.capture() as shown:
+        where.print(table)
+    if width > 5:
+        assert "a-name:of-17-cells" in shown.get() and "fits" in shown.get()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -44,7 +45,8 @@ async def _models(config: Config, as_json: bool) -> None:
     table = listing("NAME", "SIZE", "PARAMETERS", "QUANTISATION", "FAMILY", "MEMORY", "MODIFIED")
     for each in found:
         add_row(table, _model_row(each))
-    show(table, empty="no models here: ollama-adapter import FILE.gguf NAME adds one")
+    spare = ("MODIFIED", "FAMILY", "PARAMETERS", "QUANTISATION")
+    show(table, empty="no models here: ollama-adapter import FILE.gguf NAME adds one", spare=spare)
     if any(is_demonstration(str(each.get("name", ""))) for each in found):
         console(stderr=True).print(Text(f"\n{DEMONSTRATION}", LABEL))
 
@@ -137,11 +139,23 @@ def add_row(table: Table, cells: Sequence[str]) -> None:
     table.add_row(*(Text(harmless(cell)) for cell in cells))
 
 
-def show(table: Table, *, empty: str) -> None:
+def show(table: Table, *, empty: str, spare: Sequence[str] = ()) -> None:
+    """`spare` are the columns that are left out where the terminal is too narrow, the first one first."""
     if table.row_count:
-        console().print(table)
+        where = console()
+        drop_columns(table, where, spare)
+        where.print(table)
     else:
         complain("note", empty)
+
+
+def drop_columns(table: Table, where: Console, spare: Sequence[str]) -> None:
+    """Until the table is no wider than the console, and its names can be read and copied."""
+    boundless = where.options.update(width=10_000)
+    for heading in spare:
+        if where.measure(table, options=boundless).maximum <= where.width:
+            break
+        table.columns = [each for each in table.columns if each.header != heading]
 
 
 def _bytes(value: object) -> str:

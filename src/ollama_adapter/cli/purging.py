@@ -79,7 +79,11 @@ async def _tell(found: Sequence[Belonging], as_json: bool) -> None:
         add_row(table, [name, size(each.size_bytes), str(each.files), each.what, where])
     show(table, empty="nothing of ours is on this disk")
     if found:
-        complain("note", "nothing was removed", "ollama-adapter purge PART... removes; all is ours")
+        complain(
+            "note",
+            "nothing was removed",
+            "ollama-adapter purge PART... removes; the part `all` is everything of ours",
+        )
 
 
 def _fields(each: Belonging) -> dict[str, Any]:

@@ -73,7 +73,7 @@ async def _ps(config: Config, as_json: bool) -> None:
     table = listing("NAME", "RAM", "VRAM", "ON GPU", "CONTEXT", "UNTIL", "STATE")
     for each in found:
         add_row(table, _resident_row(each))
-    show(table, empty=nothing)
+    show(table, empty=nothing, spare=("CONTEXT", "ON GPU"))
 
 
 async def _residents(adapter: OllamaAdapter) -> list[dict[str, Any]]:
@@ -181,6 +181,7 @@ def _tell_loaded(model: str, listed: Mapping[str, Any], was: bool, as_json: bool
         return
     already = "was" if was else "is now"
     until = instant(listed.get("expires_at"))
+    until = until if until == FOR_EVER else f"until {until}"
     words = f"{model} {already} in memory: {budget(held)}, {until}"
     console().print(harmless(words if listed else f"{model} has been loaded, and is gone again"))
 
