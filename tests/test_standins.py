@@ -54,6 +54,21 @@ async def test_a_missing_model_is_replaced_and_everybody_is_told() -> None:
     assert set(sent) == {"llama3.2:1b"}
 
 
+async def test_a_model_that_was_deleted_while_in_memory_is_replaced_or_named() -> None:
+    async with served(SMALL, OTHER) as (adapter, daemon):
+        await adapter.pool.ensure_loaded("qwen3:4b")
+        await adapter.client.delete("qwen3:4b")
+        answer = await adapter.generate("qwen3:4b", "hello")
+        assert answer.statistics.served_by == "llama3.2:1b"
+        assert answer.statistics.substitution is not None
+        await adapter.client.delete("llama3.2:1b")
+        with pytest.raises(ModelNotFound):
+            await adapter.generate("llama3.2:1b", "hello")
+        assert not adapter.pool.at_work(), "nobody holds what is not there"
+        last = [each.json()["model"] for each in daemon.requests if each.path == "/api/generate"]
+    assert last.count("qwen3:4b") == 2, "once to load it, once to see that it has gone"
+
+
 async def test_a_model_that_is_too_large_is_replaced_by_the_nearest_that_fits() -> None:
     async with served(SMALL, OTHER, LARGE) as (adapter, _):
         answer = await adapter.generate("llama3.3:70b", "hello")

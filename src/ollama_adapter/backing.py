@@ -108,6 +108,15 @@ class Backing:
             await self._daemon.check()  # it may have died since we last heard of it, or just now
             await self._load_once(hold)
 
+    def is_lost(self, hold: Hold) -> bool:
+        """The daemon has no such model, though it was in memory: it is let go, and looked for anew, once."""
+        if hold.lease is None or hold.statistics.tokens:
+            return False
+        hold.release()
+        hold.lease = None
+        self._pool.renewed(hold.request.model)
+        return True
+
     async def _load_once(self, hold: Hold) -> None:
         await self.ensure_running()
         if hold.lease is not None and hold.lease.valid:

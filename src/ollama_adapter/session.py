@@ -29,6 +29,7 @@ from ollama_adapter.errors import (
     ConnectFailed,
     DaemonError,
     GenerationError,
+    ModelNotFound,
     ProtocolError,
     ReaderGone,
     StreamInterrupted,
@@ -189,6 +190,8 @@ class Session:
                 await self._run_attempt(way_on)
                 return
             except AdapterError as error:
+                if isinstance(error, ModelNotFound) and self._backing.is_lost(self.hold):
+                    continue  # deleted since it was loaded
                 final = way_on is None or isinstance(error, (ReaderGone, ProtocolError))
                 if final and not isinstance(error, StreamInterrupted):
                     raise
