@@ -299,6 +299,7 @@ def test_a_loop_that_is_closed_under_a_session_leaves_no_reader_waiting() -> Non
         asyncio.run(adapter.stop_generation(tokens.session_id))
         assert asyncio.run(collect(tokens)) == []
         assert tokens.statistics.finish is Finish.ABORTED
+        assert not adapter.pool.at_work(), "its model is not held for ever"
         receipt = asyncio.run(adapter.abort(tokens.session_id))
         assert receipt.phase is Phase.ENDED
         asyncio.run(adapter.aclose())

@@ -96,6 +96,7 @@ class OllamaAdapter:
         self.tally = Tally(self.verdict.tier, gpu=self.verdict.has_gpu)
         self._closed = False
         self.daemon.last_token_ns = self._sessions.last_token_ns
+        self.daemon.on_start = self.pool.forget
         if decipher is not None:
             decipher.queue_depth = self._sessions.queue_depth
 

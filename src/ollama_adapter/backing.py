@@ -73,7 +73,6 @@ class Backing:
         self._client = client
         self._pool = pool
         self._memory = memory
-        self._starts_seen = 0
 
     def __repr__(self) -> str:
         return f"<Backing {self._daemon!r}>"
@@ -96,9 +95,6 @@ class Backing:
     async def ensure_running(self) -> None:
         """Until a daemon is ready. Raises DaemonError."""
         await self._daemon.ensure_running()
-        if self._daemon.starts != self._starts_seen:
-            self._starts_seen = self._daemon.starts
-            self._pool.forget()
 
     async def load(self, hold: Hold) -> None:
         """A daemon with the model in memory; another model only for an answer that has not begun."""

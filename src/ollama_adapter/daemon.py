@@ -58,11 +58,8 @@ class OllamaDaemon:
         self._scope = scope
         self._clock = clock
         self._launcher = Launcher(config, scope, clock, keep_alive, defaults)
-        self._backoff = Backoff(
-            BackoffPolicy(
-                config.restart_base_s, config.restart_cap_s, config.restart_tries, config.stable_s
-            )
-        )
+        policy = config.restart_base_s, config.restart_cap_s, config.restart_tries, config.stable_s
+        self._backoff = Backoff(BackoffPolicy(*policy))
         self._state = DaemonState.STOPPED
         self._reason = ""
         self._running: Running | None = None
@@ -72,6 +69,7 @@ class OllamaDaemon:
         self._bulletin = Bulletin()
         self.last_token_ns: Callable[[], int] = lambda: 0
         self.starts = 0  # how many daemons it has been: what was in memory is gone with each
+        self.on_start: Callable[[], None] = lambda: None  # before anybody can reach the new one
 
     def __repr__(self) -> str:
         origin = self._running.origin if self._running else "none"
@@ -280,6 +278,7 @@ class OllamaDaemon:
 
     def _ready(self, running: Running) -> None:
         self.starts += 1
+        self.on_start()
         self._signal(Signal.PROBE_OK)
         if missing := missing_features(running.version):
             log.warning("Ollama %s is too old for: %s", running.version, ", ".join(missing))

@@ -169,7 +169,9 @@ class Session:
             self.statistics.finish = Finish.ABORTED
         if self._attempt is not None:
             self._attempt.close()
-        if self._task is not None and not self.orphaned:
+        if self.orphaned:
+            self.hold.release()
+        elif self._task is not None:
             self._task.cancel()
         self.channel.discard()
         self.channel.end()

@@ -280,9 +280,25 @@ def test_what_is_listed_is_believed_and_asking_again_tells_nothing_new(
     by_key = {each.key: each for each in listing}
     for each in book.entries.values():
         if each.key in by_key:
-            assert each.footprint == by_key[each.key].footprint
+            said = by_key[each.key].footprint
+            assert each.footprint == said or not said.total
             assert each.listed
     assert book.reconcile(listing, NOW) == []
+
+
+def test_a_listing_without_a_size_does_not_make_a_model_weightless() -> None:
+    book = ledger()
+    book.reconcile(read_listing([{"name": "m", "size": 5}]), NOW)
+    book.reconcile(read_listing([{"name": "m"}]), NOW)
+    assert book.taken() == Footprint(5)
+
+
+def test_a_model_stays_for_as_long_as_the_daemon_was_told_the_last_time() -> None:
+    entry = Entry("m:latest", "m:latest")
+    entry.use(NOW, 5)
+    entry.keep_ns = 7
+    entry.use(NOW)
+    assert entry.until_ns == NOW + 7
 
 
 # Lessons

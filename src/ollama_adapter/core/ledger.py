@@ -70,6 +70,7 @@ class Entry:
     `listed`: the daemon has said so. `missing`: it does not say so any more, though the model is in use.
     `doubtful`: it may be gone, and the next request has to make sure.
     `foreign`: somebody else has loaded it. `stuck`: the daemon does not unload it, though we asked.
+    `keep_ns`: how long it stays after its last use, as the daemon was last told.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Entry:
     footprint: Footprint = NOTHING
     num_ctx: int = 0
     until_ns: int = 0
+    keep_ns: int = 0
     last_used_ns: int = 0
     users: int = 0
     foreign: bool = False
@@ -101,9 +103,10 @@ class Entry:
         total = self.footprint.total
         return self.footprint.vram / total if self.listed and total else None
 
-    def use(self, now_ns: int, keep_ns: int) -> None:
-        """It stays for so long from now on."""
-        self.last_used_ns = now_ns
+    def use(self, now_ns: int, keep_ns: int | None = None) -> None:
+        """It stays for so long from now on; where nothing is said, for as long as the daemon was told."""
+        keep_ns = self.keep_ns if keep_ns is None else keep_ns
+        self.last_used_ns, self.keep_ns = now_ns, keep_ns
         self.until_ns = FOREVER_NS if keep_ns == FOREVER_NS else now_ns + keep_ns
 
 
@@ -197,10 +200,11 @@ class Ledger:
 
 def _compare(entry: Entry, found: Listed, now_ns: int) -> list[ResidencyChange]:
     before, known = entry.footprint, entry.listed and not (entry.loading or entry.missing)
-    entry.footprint, entry.num_ctx = found.footprint, found.num_ctx
+    after = found.footprint if found.footprint.total else before  # a size that nobody said is no 0
+    entry.footprint, entry.num_ctx = after, found.num_ctx
     entry.listed, entry.missing = True, False
     entry.digest = found.digest or entry.digest
-    after, changes = found.footprint, []
+    changes = []
     if known and after.vram < before.vram:
         why = (
             f"{after.vram >> 20} MiB of it are on the GPU, and {before.vram >> 20} MiB were before"

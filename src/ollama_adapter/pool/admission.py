@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from ollama_adapter.config import PoolConfig, Pulling
@@ -93,10 +93,11 @@ class Admission:
     async def look(self) -> None:
         """Ask the daemon what is in memory, unless somebody is moving models, who asks himself."""
         turns = self._turns
-        if self._turn is None:
+        if self._turn is None or self._turn.queued:
             listed = await self._mover.look()
             if turns == self._turns:  # else it is old
                 self._mover.believe(listed)
+                self._line.changed()
 
     async def relieve(self) -> None:
         """Where models have grown beyond the budget, others go. Raises what the daemon says."""
@@ -136,7 +137,9 @@ class Admission:
             if entry is None:
                 return
             errand.closing = frozenset({errand.key})
-            await self._line.wait(errand, lambda: not entry.users)
+            await self._wait(errand, lambda: not entry.users)
+            if self._ledger.find(errand.key) is not entry:  # it has gone meanwhile
+                return
             embeds = self._catalogue.embeds(errand.key)
             if not await self._mover.evict(entry, Change.UNLOADED, ON_REQUEST, embeds=embeds):
                 raise BudgetExceeded(
@@ -182,12 +185,14 @@ class Admission:
 
     async def _bring(self, errand: Errand) -> tuple[Entry, bool]:
         async with self._take_turn(errand):
-            await self._mover.refresh()
+            await self._ask(errand)
             for _ in range(TRIES):
                 entry = self._ledger.find(errand.key)
                 if entry is not None and self._suits(entry, errand):
                     return entry, await self._loader.confirm(errand, entry)
                 plan = await self._until_possible(errand)
+                if plan.resident:  # somebody else has loaded it meanwhile
+                    continue
                 if (entry := await self._loader.follow(errand, plan)) is not None:
                     return entry, False
             raise BudgetExceeded(
@@ -205,23 +210,39 @@ class Admission:
         try:
             yield
         finally:
-            self._turn = None
-            self._turns += 1
+            if self._turn is errand:  # else its loop was closed, and the turn is another's
+                self._turn = None
+                self._turns += 1
             errand.closing = frozenset()
             self._line.changed()
 
+    async def _ask(self, errand: Errand) -> None:
+        """The daemon of this moment, of the model and of memory."""
+        await self._catalogue.describe(errand.model, errand.key)
+        await self._mover.refresh()
+
+    async def _wait(self, errand: Errand, possible: Callable[[], bool]) -> bool:
+        """Within a turn: others look at memory meanwhile, and are too late from then on."""
+        waited = await self._line.wait(errand, possible)
+        self._turns += 1
+        return waited
+
     async def _until_possible(self, errand: Errand) -> LoadPlan:
-        """A plan that waits for nobody. Raises BudgetExceeded, ServerBusy."""
+        """A plan that waits for nobody, of what was listed just now. Raises BudgetExceeded, ServerBusy."""
         plans: list[LoadPlan] = []
 
         def possible() -> bool:
+            if not self._catalogue.known(errand.key):  # the daemon is another one: it is asked anew
+                return True
             plan = self._planner.plan(errand.key, errand.model, errand.options)
             going = [*(each.model for each in plan.evict), *plan.waits_for]
             errand.closing = frozenset(map(str.lower, going))
             plans.append(plan)
             return not plan.fits or not plan.waits_for
 
-        await self._line.wait(errand, possible)
+        errand.stage = Stage.MEMORY
+        while await self._wait(errand, possible) or not self._catalogue.known(errand.key):
+            await self._ask(errand)
         plan = plans[-1]
         if not plan.fits:
             raise _too_large(plan)

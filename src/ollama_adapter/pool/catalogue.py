@@ -20,6 +20,7 @@ class Catalogue:
         self._shown: dict[str, dict[str, Any]] = {}
         self._tags: dict[str, Mapping[str, Any]] = {}
         self._digests: dict[str, str] = {}
+        self._forgotten = 0
 
     def __repr__(self) -> str:
         return f"<Catalogue of {len(self._shown)} models>"
@@ -50,6 +51,7 @@ class Catalogue:
 
     def forget(self, key: str | None = None) -> None:
         """One model may have gone, or all of them may be others."""
+        self._forgotten += 1
         if key is None:
             self._shown.clear()
             self._tags.clear()
@@ -58,12 +60,14 @@ class Catalogue:
 
     async def describe(self, model: str, key: str) -> dict[str, Any]:
         """What /api/show says. Raises ModelNotFound, RemoteModelRefused. Cancelling is safe."""
-        if key not in self._shown:
+        while key not in self._shown:
+            asked = self._forgotten
             shown = await self._client.show(model)
             if shown.get("remote_host") or shown.get("remote_model"):
                 raise remote_refused(model)
             await self._see_tags(key)
-            self._shown[key] = shown
+            if asked == self._forgotten:  # else it is old
+                self._shown[key] = shown
         return self._shown[key]
 
     async def _see_tags(self, key: str) -> None:

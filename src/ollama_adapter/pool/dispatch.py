@@ -80,6 +80,7 @@ class Dispatch:
 
     async def unload(self, model: str, key: str, keep_alive: str | float) -> None:
         """Raises ServerBusy, BudgetExceeded where it does not go. Cancelling is safe."""
+        self._clear_orphans()
         waiter = self.waiter(works=False, keep_alive=keep_alive, on_progress=None)
         errand = Errand(model, key, waiters=[waiter], demand={"": ""})  # nobody shares it
         self._line.errands.append(errand)
@@ -155,7 +156,7 @@ class Dispatch:
     def _clear_orphans(self) -> None:
         """Errands of an event loop that was closed under them will never end."""
         for errand in list(self._line.errands):
-            if errand.task is not None and is_orphan(errand.task):
+            if errand.loop.is_closed():
                 self._line.leave(errand)
                 self._admission.abandon(errand)
 

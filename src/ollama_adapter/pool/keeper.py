@@ -273,9 +273,15 @@ class ModelPool:
             entry.doubtful = True
 
     def forget(self) -> None:
-        """The daemon is another one, or has ended: nothing is resident."""
+        """The daemon is another one, or has ended: nothing is resident.
+
+        A load that is under way may be the next one's already, and then has to be seen to be ours.
+        """
         entries = list(self._ledger.entries.values())
         self._ledger.entries.clear()
+        for each in entries:
+            if each.loading and not each.users:
+                self._ledger.entries[each.key] = each
         self._catalogue.forget()
         now_ns, why = self._clock.now_ns(), "the daemon that held it has ended"
         for each in entries:
@@ -284,6 +290,7 @@ class ModelPool:
                     each.name, Change.UNLOADED_ELSEWHERE, Footprint(), why, now_ns
                 )
                 self._herald.publish(change)
+            each.listed, each.doubtful = False, True
         self._line.changed()
 
     def close(self) -> None:

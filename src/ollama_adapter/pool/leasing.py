@@ -130,10 +130,10 @@ class Leasing:
         pinned = entry.key in self._planner.pinned
         keep_alive = -1 if pinned else request.keep_alive
         sent = readdress(request, request.model, settled.reloading, keep_alive)
-        keep_ns = keep_alive_ns(keep_alive)
+        entry.keep_ns = keep_alive_ns(keep_alive)
         return Lease(
             sent,
-            lambda: self._give_back(entry, keep_ns),
+            lambda: self._give_back(entry, used=True),
             lambda: self._ledger.find(entry.key) is entry and not entry.missing,
             warm=warm,
             queued_ms=queued_ns / 1e6,
@@ -141,8 +141,8 @@ class Leasing:
             vram_share=entry.vram_share,
         )
 
-    def _give_back(self, entry: Entry, keep_ns: int | None = None) -> None:
+    def _give_back(self, entry: Entry, *, used: bool = False) -> None:
         entry.users -= 1
-        if keep_ns is not None:
-            entry.use(self._clock.now_ns(), keep_ns)
+        if used:
+            entry.use(self._clock.now_ns())
         self._line.changed()

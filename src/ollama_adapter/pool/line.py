@@ -75,6 +75,8 @@ class Errand:
     """It has waited before, and is not sent away where it has to wait once more."""
     position: int = 0
     task: asyncio.Task[None] | None = None
+    """None where nobody can join it."""
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop, repr=False)
 
     @property
     def works(self) -> bool:
@@ -98,8 +100,16 @@ class Errand:
 
     def fail(self, error: AdapterError) -> None:
         for each in self.waiters:
-            each.fail(error)
+            each.fail(_twin(error))
         self.waiters.clear()
+
+
+def _twin(error: AdapterError) -> AdapterError:
+    """The same for another who waits: each adds to its hint, and has a traceback, of its own."""
+    twin = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
+    twin.__cause__ = error.__cause__
+    return twin
 
 
 class Line:
@@ -154,10 +164,13 @@ class Line:
             if not each.get_loop().is_closed():
                 reach(each)
 
-    async def wait(self, errand: Errand, possible: Callable[[], bool]) -> None:
-        """Until it is possible, tried whenever something changes. Raises ServerBusy. Cancelling is safe."""
+    async def wait(self, errand: Errand, possible: Callable[[], bool]) -> bool:
+        """Until it is possible, tried whenever something changes; whether that took time.
+
+        Raises ServerBusy. Cancelling is safe.
+        """
         if possible():
-            return
+            return False
         if not errand.admitted:
             self.check_room(errand, len(errand.waiters))
         errand.admitted, errand.queued, began_ns = True, True, self._clock.now_ns()
@@ -165,6 +178,7 @@ class Line:
             self._show()
             while not possible():
                 await self._until_changed(errand)
+            return True
         finally:
             errand.queued = False
             now_ns = self._clock.now_ns()
@@ -192,7 +206,7 @@ class Line:
             error = self._too_long(errand)
             errand.waiters = [each for each in errand.waiters if each not in late]
             for each in late:
-                each.fail(error)
+                each.fail(_twin(error))
             if not errand.waiters:
                 raise error
 

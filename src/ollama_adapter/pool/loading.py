@@ -82,7 +82,7 @@ class Loader:
         """Make sure that a model which is listed is there, and stays; whether we knew that it was."""
         errand.stage = Stage.MOVING
         was_there = not (entry.doubtful or entry.missing)
-        if self._keep_alive(errand) != 0:
+        if keep_alive_ns(self._keep_alive(errand)):
             entry.loading = True
             await self._send(errand, entry, None)
         return was_there
@@ -95,21 +95,10 @@ class Loader:
         return await self._mover.evict(entry, Change.EVICTED, eviction.reason, embeds=embeds)
 
     async def _load(self, errand: Errand, plan: LoadPlan) -> Entry:
-        entry = Entry(
-            errand.model,
-            errand.key,
-            self._catalogue.digest(errand.key),
-            errand.options,
-            plan.takes,
-            plan.num_ctx,
-            loading=True,
-        )
-        self._ledger.entries[errand.key] = entry
-        if (
-            self._keep_alive(errand) == 0
-        ):  # an empty request would unload it: the prompt itself loads it
-            entry.loading = False
-            return entry
+        entry = self._enter(errand, plan)
+        if not keep_alive_ns(self._keep_alive(errand)):  # an empty request would unload it
+            return entry  # and the prompt itself loads it
+        entry.loading = True
         began_ns = self._clock.now_ns()
         await self._send(errand, entry, plan.expected_s)
         entry.load_s = (self._clock.now_ns() - began_ns) / 1e9
@@ -120,16 +109,22 @@ class Loader:
             self._tell(entry, Change.FELL_BACK_TO_CPU, why)
         return entry
 
-    def _keep_alive(self, errand: Errand) -> int:
-        """In nanoseconds, as the wish of all who wait."""
-        pinned = errand.key in self._planner.pinned
-        return keep_alive_ns(-1 if pinned else errand.keep_alive)
+    def _enter(self, errand: Errand, plan: LoadPlan) -> Entry:
+        """Into the ledger, as planned; one that is in use (where budgets are advice) stays the same."""
+        entry = self._ledger.find(errand.key)
+        if entry is None or not entry.users:
+            digest = self._catalogue.digest(errand.key)
+            entry = self._ledger.entries[errand.key] = Entry(errand.model, errand.key, digest)
+        entry.reloading, entry.footprint = errand.options, plan.takes
+        entry.num_ctx = plan.num_ctx
+        return entry
+
+    def _keep_alive(self, errand: Errand) -> str | float:
+        """As all who wait wish at this moment."""
+        return -1 if errand.key in self._planner.pinned else errand.keep_alive
 
     async def _send(self, errand: Errand, entry: Entry, expected_s: float | None) -> None:
         """The request that loads; afterwards the entry is as the daemon lists it."""
-        keep_alive = -1 if errand.key in self._planner.pinned else errand.keep_alive
-        embeds = self._catalogue.embeds(errand.key)
-        request = load_request(errand.model, keep_alive, entry.reloading, embedding=embeds)
         weights = weights_of(self._catalogue.known(errand.key))
         began_ns = self._clock.now_ns()
 
@@ -144,10 +139,14 @@ class Loader:
 
         tell()
         try:
-            await self._mover.load(request, self._surroundings.activity, weights, tell)
-            entry.use(self._clock.now_ns(), keep_alive_ns(keep_alive))
-            await self._mover.refresh()
-            entry.doubtful = entry.stuck = False
+            sent_ns, embeds = 0, self._catalogue.embeds(errand.key)
+            while keep_alive_ns(wish := self._keep_alive(errand)) not in (0, sent_ns):
+                sent_ns = keep_alive_ns(wish)  # who joins meanwhile may wish for another
+                request = load_request(errand.model, wish, entry.reloading, embedding=embeds)
+                entry.doubtful = entry.stuck = False
+                await self._mover.load(request, self._surroundings.activity, weights, tell)
+                entry.use(self._clock.now_ns(), sent_ns)
+                await self._mover.refresh()
         except BaseException:
             entry.doubtful, entry.until_ns = True, 0
             raise

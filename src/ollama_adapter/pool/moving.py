@@ -76,7 +76,8 @@ class Mover:
             entry.stuck = True
             log.warning("%s could not be unloaded, and keeps its place in memory", entry.name)
             return False
-        self._ledger.entries.pop(entry.key, None)
+        if self._ledger.find(entry.key) is entry:
+            del self._ledger.entries[entry.key]
         now_ns = self._clock.now_ns()
         self._herald.publish(ResidencyChange(entry.name, change, Footprint(), reason, now_ns))
         return True

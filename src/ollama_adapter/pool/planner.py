@@ -60,7 +60,7 @@ class Planner:
         if entry is not None and entry.listed and self.serves(entry, options):
             return self._resident(entry, wanted, now_ns)
         return plan_load(
-            name,
+            name if entry is None else entry.name,  # however it is spelled: it is one model
             wanted,
             self._ledger.residents(self.pinned),
             self._surroundings.limits(),
