@@ -25,7 +25,6 @@ from ollama_adapter import (
     StreamConfig,
     TokenStream,
 )
-from ollama_adapter.aborting import weights_of
 from ollama_adapter.config import Rung
 from ollama_adapter.core.aborts import Doubt
 from ollama_adapter.errors import SessionNotFound
@@ -303,17 +302,3 @@ async def test_an_embedding_or_a_load_of_the_same_model_is_work_of_others() -> N
             assert receipt.reason == Doubt.UNSEEN
             embedding.cancel()
         assert not adapter.pool.at_work()
-
-
-@pytest.mark.parametrize(
-    ("modelfile", "name"),
-    [
-        ("# FROM x:latest\n\nFROM /models/blobs/sha256-ab\nTEMPLATE x", "sha256-ab"),
-        ("FROM /a b/tinydoc.gguf\n", "tinydoc.gguf"),
-        ("TEMPLATE x", ""),
-        ("", ""),
-    ],
-)
-def test_the_file_of_a_model_is_read_from_what_the_daemon_shows(modelfile: str, name: str) -> None:
-    assert weights_of({"modelfile": modelfile}) == name
-    assert weights_of({}) == ""

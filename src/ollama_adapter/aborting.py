@@ -8,13 +8,12 @@ of the ladder may be climbed where the runner goes on working, core.aborts decid
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from pathlib import PurePath
-from typing import Any, Final
+from typing import Final
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import Rung, StreamConfig
 from ollama_adapter.core.aborts import Doubt, Rest, Seen, doubt, refusal
+from ollama_adapter.core.names import weights_of
 from ollama_adapter.core.requests import load_request
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import AdapterError
@@ -178,12 +177,3 @@ class _Watch:
                 await owner.client.load(load_request(self._model, 0, {}), owner.limits.abort_s)
         except (AdapterError, TimeoutError):
             pass  # the watch tells whether it helped
-
-
-def weights_of(shown: Mapping[str, Any]) -> str:
-    """The name of the file that holds a model, from what /api/show says; "" where it does not say."""
-    for line in str(shown.get("modelfile", "")).splitlines():
-        word, _, path = line.partition(" ")
-        if word == "FROM":
-            return PurePath(path.strip()).name
-    return ""

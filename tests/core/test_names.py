@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_adapter.core.names import ModelName, local_key, local_name, parse_name
+from ollama_adapter.core.names import ModelName, local_key, local_name, parse_name, weights_of
 from ollama_adapter.errors import InvalidRequest, RemoteModelRefused
 
 part = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
@@ -97,3 +97,17 @@ def test_the_key_of_a_local_model() -> None:
     for _ in range(2):
         with pytest.raises(RemoteModelRefused):
             local_key("m:cloud")
+
+
+@pytest.mark.parametrize(
+    ("modelfile", "name"),
+    [
+        ("# FROM x:latest\n\nFROM /models/blobs/sha256-ab\nTEMPLATE x", "sha256-ab"),
+        ("FROM /a b/tinydoc.gguf\n", "tinydoc.gguf"),
+        ("TEMPLATE x", ""),
+        ("", ""),
+    ],
+)
+def test_the_file_of_a_model_is_read_from_what_the_daemon_shows(modelfile: str, name: str) -> None:
+    assert weights_of({"modelfile": modelfile}) == name
+    assert weights_of({}) == ""

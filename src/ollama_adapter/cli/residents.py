@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ollama_adapter.aborting import weights_of
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.cli import asking
 from ollama_adapter.cli.models import FOR_EVER, add_row, adopting, instant, listing, show
@@ -19,7 +18,7 @@ from ollama_adapter.cli.output import complain, console, harmless, print_json
 from ollama_adapter.cli.waiting import WaitingLine
 from ollama_adapter.config import LOOPBACK, Config
 from ollama_adapter.core.amounts import budget, gib
-from ollama_adapter.core.names import local_name, parse_name
+from ollama_adapter.core.names import local_name, parse_name, weights_of
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.errors import AdapterError, DaemonError, DaemonNotFound, InvalidRequest
 from ollama_adapter.events import Footprint

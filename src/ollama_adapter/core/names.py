@@ -7,9 +7,10 @@ name alone, whatever the disk holds.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from ollama_adapter.errors import InvalidRequest, RemoteModelRefused
 
@@ -83,3 +84,12 @@ def local_name(text: str) -> ModelName:
 def local_key(text: str) -> str:
     """The key of local_name(text), which raises as that does; kept, since every request asks for it."""
     return local_name(text).key
+
+
+def weights_of(shown: Mapping[str, Any]) -> str:
+    """The name of the file that holds a model, from what /api/show says; "" where it does not say."""
+    for line in str(shown.get("modelfile", "")).splitlines():
+        word, _, path = line.partition(" ")
+        if word == "FROM":
+            return path.strip().replace("\\", "/").rpartition("/")[2]
+    return ""

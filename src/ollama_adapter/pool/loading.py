@@ -10,6 +10,7 @@ from typing import Final
 from ollama_adapter.core.amounts import gib
 from ollama_adapter.core.durations import keep_alive_ns
 from ollama_adapter.core.ledger import Entry, Ledger
+from ollama_adapter.core.names import weights_of
 from ollama_adapter.core.requests import load_request
 from ollama_adapter.events import (
     Change,
@@ -23,7 +24,7 @@ from ollama_adapter.events import (
 from ollama_adapter.pool.catalogue import Catalogue
 from ollama_adapter.pool.herald import Herald
 from ollama_adapter.pool.line import Errand, Line, Stage
-from ollama_adapter.pool.moving import Mover, weights_of
+from ollama_adapter.pool.moving import Mover
 from ollama_adapter.pool.planner import Planner
 from ollama_adapter.pool.surroundings import Surroundings
 from ollama_adapter.system.clock import Clock

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.core.ledger import Entry, Ledger, Listed, read_listing
@@ -151,12 +151,3 @@ async def _captured(client: OllamaClient, request: Request) -> AdapterError | No
     except AdapterError as error:
         return error
     return None
-
-
-def weights_of(shown: Mapping[str, Any]) -> str:
-    """The name of the file that holds a model, from what /api/show says; "" where it does not say."""
-    for line in str(shown.get("modelfile", "")).splitlines():
-        word, _, path = line.partition(" ")
-        if word == "FROM":
-            return path.strip().replace("\\", "/").rpartition("/")[2]
-    return ""
