@@ -11,21 +11,18 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from ollama_adapter.config import PoolConfig, Pulling
-from ollama_adapter.core.ledger import Entry, Ledger
+from ollama_adapter.config import Pulling
+from ollama_adapter.core.ledger import Entry
 from ollama_adapter.errors import BudgetExceeded, ModelNotFound
 from ollama_adapter.events import (
     Change,
     LoadPlan,
 )
-from ollama_adapter.pool.catalogue import Catalogue
-from ollama_adapter.pool.herald import Herald
 from ollama_adapter.pool.line import Errand, Line, Stage
 from ollama_adapter.pool.loading import Loader
 from ollama_adapter.pool.moving import Mover
+from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.planner import Planner
-from ollama_adapter.pool.surroundings import Surroundings
-from ollama_adapter.system.clock import Clock
 
 log = logging.getLogger("ollama_adapter")
 
@@ -38,28 +35,18 @@ class Admission:
     """The one writer of the ledger while models move."""
 
     def __init__(
-        self,
-        config: PoolConfig,
-        surroundings: Surroundings,
-        catalogue: Catalogue,
-        ledger: Ledger,
-        planner: Planner,
-        line: Line,
-        mover: Mover,
-        loader: Loader,
-        clock: Clock,
-        herald: Herald,
+        self, parts: Parts, planner: Planner, line: Line, mover: Mover, loader: Loader
     ) -> None:
-        self._config = config
-        self._surroundings = surroundings
-        self._catalogue = catalogue
-        self._ledger = ledger
+        self._config = parts.config
+        self._surroundings = parts.surroundings
+        self._catalogue = parts.catalogue
+        self._ledger = parts.ledger
         self._planner = planner
         self._line = line
         self._mover = mover
         self._loader = loader
-        self._clock = clock
-        self._herald = herald
+        self._clock = parts.clock
+        self._herald = parts.herald
         self._warned = False
         self._turn: Errand | None = None
         self._turns = 0

@@ -7,37 +7,26 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ollama_adapter.core.ledger import Ledger
 from ollama_adapter.errors import AdapterError, PoolError
 from ollama_adapter.events import LoadPhase, LoadProgress
 from ollama_adapter.pool.admission import Admission
-from ollama_adapter.pool.herald import Herald
 from ollama_adapter.pool.line import Errand, Granted, Line, Waiter
+from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.surroundings import Progress
 from ollama_adapter.pool.watch import Watch
-from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.scope import TaskScope, is_orphan
+from ollama_adapter.system.scope import is_orphan
 
 
 class Dispatch:
     """Owner of the errands' tasks, which are children of the scope."""
 
-    def __init__(
-        self,
-        admission: Admission,
-        line: Line,
-        ledger: Ledger,
-        scope: TaskScope,
-        clock: Clock,
-        herald: Herald,
-        watch: Watch,
-    ) -> None:
+    def __init__(self, parts: Parts, admission: Admission, line: Line, watch: Watch) -> None:
         self._admission = admission
         self._line = line
-        self._ledger = ledger
-        self._scope = scope
-        self._clock = clock
-        self._herald = herald
+        self._ledger = parts.ledger
+        self._scope = parts.scope
+        self._clock = parts.clock
+        self._herald = parts.herald
         self._watch = watch
 
     def __repr__(self) -> str:

@@ -35,6 +35,7 @@ from ollama_adapter.pool.leasing import Leasing
 from ollama_adapter.pool.line import Line
 from ollama_adapter.pool.loading import Loader
 from ollama_adapter.pool.moving import Mover
+from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.planner import Planner
 from ollama_adapter.pool.surroundings import Progress, Surroundings
 from ollama_adapter.pool.watch import Watch
@@ -57,40 +58,19 @@ class ModelPool:
         self._clock = clock
         self.surroundings = around = surroundings or Surroundings()
         self._catalogue = Catalogue(client)
-        self._ledger = ledger = Ledger()
-        self._herald = herald = Herald()
-        self._planner = Planner(config, around, self._catalogue, ledger, clock)
-        self._planner.pinned.update(parse_name(each).key for each in config.pinned)
-        self._line = line = Line(clock, config.queue_length, config.queue_s, herald)
-        mover = Mover(client, ledger, scope, clock, herald, config.load_s)
-        self._loader = Loader(
-            around, self._catalogue, ledger, self._planner, line, mover, clock, herald
+        self._ledger = Ledger()
+        self._herald = Herald()
+        parts = Parts(
+            config, client, scope, clock, around, self._catalogue, self._ledger, self._herald
         )
-        self._admission = Admission(
-            config,
-            around,
-            self._catalogue,
-            ledger,
-            self._planner,
-            line,
-            mover,
-            self._loader,
-            clock,
-            herald,
-        )
-        watch = Watch(self._admission, ledger, scope, clock, config.watch_s)
-        self._dispatch = Dispatch(self._admission, line, ledger, scope, clock, herald, watch)
-        self._leasing = Leasing(
-            config,
-            around,
-            ledger,
-            self._planner,
-            line,
-            self._admission,
-            self._dispatch,
-            clock,
-            herald,
-        )
+        self._planner = planner = Planner(parts)
+        planner.pinned.update(parse_name(each).key for each in config.pinned)
+        self._line = line = Line(parts)
+        mover = Mover(parts)
+        self._loader = Loader(parts, planner, line, mover)
+        self._admission = Admission(parts, planner, line, mover, self._loader)
+        self._dispatch = Dispatch(parts, self._admission, line, Watch(parts, self._admission))
+        self._leasing = Leasing(parts, planner, line, self._admission, self._dispatch)
 
     def __repr__(self) -> str:
         resident, busy = len(self._ledger.entries), len(self._ledger.at_work())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ollama_adapter.config import PoolConfig
 from ollama_adapter.core.durations import keep_alive_ns
-from ollama_adapter.core.ledger import Entry, Ledger
+from ollama_adapter.core.ledger import Entry
 from ollama_adapter.core.names import local_key
 from ollama_adapter.core.reloading import Settled, readdress, settle
 from ollama_adapter.core.requests import Request
@@ -19,12 +18,11 @@ from ollama_adapter.errors import (
 from ollama_adapter.events import LoadPhase, LoadProgress
 from ollama_adapter.pool.admission import Admission
 from ollama_adapter.pool.dispatch import Dispatch
-from ollama_adapter.pool.herald import Herald
 from ollama_adapter.pool.lease import Lease
 from ollama_adapter.pool.line import Line
+from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.planner import Planner
-from ollama_adapter.pool.surroundings import Progress, Surroundings
-from ollama_adapter.system.clock import Clock
+from ollama_adapter.pool.surroundings import Progress
 
 REPLACEABLE = (ModelNotFound, BudgetExceeded, ModelLoadFailed, InvalidModelFile)
 """The errors after which another model may answer."""
@@ -34,26 +32,17 @@ class Leasing:
     """Gives the leases of one pool."""
 
     def __init__(
-        self,
-        config: PoolConfig,
-        surroundings: Surroundings,
-        ledger: Ledger,
-        planner: Planner,
-        line: Line,
-        admission: Admission,
-        dispatch: Dispatch,
-        clock: Clock,
-        herald: Herald,
+        self, parts: Parts, planner: Planner, line: Line, admission: Admission, dispatch: Dispatch
     ) -> None:
-        self._config = config
-        self._surroundings = surroundings
-        self._ledger = ledger
+        self._config = parts.config
+        self._surroundings = parts.surroundings
+        self._ledger = parts.ledger
         self._planner = planner
         self._line = line
         self._admission = admission
         self._dispatch = dispatch
-        self._clock = clock
-        self._herald = herald
+        self._clock = parts.clock
+        self._herald = parts.herald
 
     def __repr__(self) -> str:
         return f"<Leasing of {self._ledger!r}>"

@@ -16,9 +16,9 @@ from ollama_adapter.core.durations import FOREVER_NS, keep_alive_ns
 from ollama_adapter.core.ledger import Entry
 from ollama_adapter.errors import AdapterError, ServerBusy
 from ollama_adapter.events import LoadPhase, LoadProgress
-from ollama_adapter.pool.herald import Herald
+from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.surroundings import Progress
-from ollama_adapter.system.clock import Clock, reach
+from ollama_adapter.system.clock import reach
 
 
 class Stage(StrEnum):
@@ -115,11 +115,11 @@ def _twin(error: AdapterError) -> AdapterError:
 class Line:
     """The errands that are under way, in the order in which they came."""
 
-    def __init__(self, clock: Clock, length: int, limit_s: float, herald: Herald) -> None:
-        self._clock = clock
-        self._length = length
-        self._limit_s = limit_s
-        self._herald = herald
+    def __init__(self, parts: Parts) -> None:
+        self._clock = parts.clock
+        self._length = parts.config.queue_length
+        self._limit_s = parts.config.queue_s
+        self._herald = parts.herald
         self.errands: list[Errand] = []
         self._waiting: list[asyncio.Future[None]] = []
 

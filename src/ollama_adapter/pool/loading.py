@@ -9,7 +9,7 @@ from typing import Final
 
 from ollama_adapter.core.amounts import gib
 from ollama_adapter.core.durations import keep_alive_ns
-from ollama_adapter.core.ledger import Entry, Ledger
+from ollama_adapter.core.ledger import Entry
 from ollama_adapter.core.names import weights_of
 from ollama_adapter.core.requests import load_request
 from ollama_adapter.events import (
@@ -21,13 +21,10 @@ from ollama_adapter.events import (
     LoadProgress,
     ResidencyChange,
 )
-from ollama_adapter.pool.catalogue import Catalogue
-from ollama_adapter.pool.herald import Herald
 from ollama_adapter.pool.line import Errand, Line, Stage
 from ollama_adapter.pool.moving import Mover
+from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.planner import Planner
-from ollama_adapter.pool.surroundings import Surroundings
-from ollama_adapter.system.clock import Clock
 
 REMEMBERED: Final = 256
 
@@ -35,25 +32,15 @@ REMEMBERED: Final = 256
 class Loader:
     """Works for one errand at a time. `done` are the plans as they were carried out, the latest last."""
 
-    def __init__(
-        self,
-        surroundings: Surroundings,
-        catalogue: Catalogue,
-        ledger: Ledger,
-        planner: Planner,
-        line: Line,
-        mover: Mover,
-        clock: Clock,
-        herald: Herald,
-    ) -> None:
-        self._surroundings = surroundings
-        self._catalogue = catalogue
-        self._ledger = ledger
+    def __init__(self, parts: Parts, planner: Planner, line: Line, mover: Mover) -> None:
+        self._surroundings = parts.surroundings
+        self._catalogue = parts.catalogue
+        self._ledger = parts.ledger
         self._planner = planner
         self._line = line
         self._mover = mover
-        self._clock = clock
-        self._herald = herald
+        self._clock = parts.clock
+        self._herald = parts.herald
         self.done: deque[LoadPlan] = deque(maxlen=REMEMBERED)
 
     def __repr__(self) -> str:

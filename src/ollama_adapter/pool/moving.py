@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Final
 
 from ollama_adapter.client import OllamaClient
-from ollama_adapter.core.ledger import Entry, Ledger, Listed, read_listing
+from ollama_adapter.core.ledger import Entry, Listed, read_listing
 from ollama_adapter.core.requests import Request, load_request
 from ollama_adapter.errors import AdapterError, ModelLoadFailed, ModelNotFound
 from ollama_adapter.events import Change, Footprint, ResidencyChange
-from ollama_adapter.pool.herald import Herald
+from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.surroundings import Activity
-from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.scope import TaskScope, is_orphan
+from ollama_adapter.system.scope import is_orphan
 
 log = logging.getLogger("ollama_adapter")
 
@@ -33,21 +32,13 @@ LAST_PAUSE_NS: Final = 250_000_000
 class Mover:
     """Talks to the daemon, and writes what it said into the ledger."""
 
-    def __init__(
-        self,
-        client: OllamaClient,
-        ledger: Ledger,
-        scope: TaskScope,
-        clock: Clock,
-        herald: Herald,
-        load_s: float,
-    ) -> None:
-        self._client = client
-        self._ledger = ledger
-        self._scope = scope
-        self._clock = clock
-        self._herald = herald
-        self._load_s = load_s
+    def __init__(self, parts: Parts) -> None:
+        self._client = parts.client
+        self._ledger = parts.ledger
+        self._scope = parts.scope
+        self._clock = parts.clock
+        self._herald = parts.herald
+        self._load_s = parts.config.load_s
 
     def __repr__(self) -> str:
         return f"<Mover of {self._ledger!r}>"

@@ -5,33 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ollama_adapter.config import PoolConfig
 from ollama_adapter.core.footprint import Need, need
-from ollama_adapter.core.ledger import Entry, Ledger, Lessons
+from ollama_adapter.core.ledger import Entry, Lessons
 from ollama_adapter.core.planning import Rules, as_measured, plan_load, plan_relief
 from ollama_adapter.core.reloading import Held
 from ollama_adapter.events import Eviction, LoadPlan
-from ollama_adapter.pool.catalogue import Catalogue
-from ollama_adapter.pool.surroundings import Surroundings
-from ollama_adapter.system.clock import Clock
+from ollama_adapter.pool.parts import Parts
 
 
 class Planner:
     """Decides nothing itself, and changes nothing but what it has learned."""
 
-    def __init__(
-        self,
-        config: PoolConfig,
-        surroundings: Surroundings,
-        catalogue: Catalogue,
-        ledger: Ledger,
-        clock: Clock,
-    ) -> None:
-        self._cooldown_ns = int(config.cooldown_s * 1e9)
-        self._surroundings = surroundings
-        self._catalogue = catalogue
-        self._ledger = ledger
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._cooldown_ns = int(parts.config.cooldown_s * 1e9)
+        self._surroundings = parts.surroundings
+        self._catalogue = parts.catalogue
+        self._ledger = parts.ledger
+        self._clock = parts.clock
         self._lessons = Lessons()
         self.pinned: set[str] = set()
 

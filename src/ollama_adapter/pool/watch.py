@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from ollama_adapter.core.ledger import Ledger
 from ollama_adapter.errors import AdapterError
 from ollama_adapter.pool.admission import Admission
-from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.scope import TaskScope, is_orphan
+from ollama_adapter.pool.parts import Parts
+from ollama_adapter.system.scope import is_orphan
 
 
 class Watch:
     """Runs while something is believed to be in memory, and no longer."""
 
-    def __init__(
-        self, admission: Admission, ledger: Ledger, scope: TaskScope, clock: Clock, every_s: float
-    ) -> None:
+    def __init__(self, parts: Parts, admission: Admission) -> None:
         self._admission = admission
-        self._ledger = ledger
-        self._scope = scope
-        self._clock = clock
-        self._every_ns = int(every_s * 1e9)
+        self._ledger = parts.ledger
+        self._scope = parts.scope
+        self._clock = parts.clock
+        self._every_ns = int(parts.config.watch_s * 1e9)
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
