@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any, cast
 
 import pytest
@@ -187,6 +188,19 @@ async def test_an_advised_reload_does_not_forget_who_uses_the_model() -> None:
 
 
 # What cannot be believed
+
+
+async def test_a_stream_of_changes_that_nobody_reads_any_more_is_not_kept() -> None:
+    async with rig(A) as run:
+        kept, left = run.pool.changes(), run.pool.changes()
+        streams = run.pool._herald._bulletin._streams
+        del left
+        gc.collect()
+        assert len(streams) == 1
+        await run.generate("a")
+        assert (await anext(kept)).change is Change.LOADED
+        run.pool.close()
+        assert [each async for each in kept] == []
 
 
 async def test_what_was_asked_before_a_model_was_pulled_anew_is_not_kept() -> None:

@@ -66,7 +66,7 @@ class OllamaDaemon:
         self._supervisor: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None  # what the supervisor waits for
         self._refuses = False  # nobody listened at the last probe
-        self._bulletin = Bulletin()
+        self._bulletin: Bulletin[DaemonChange] = Bulletin("the daemon's state")
         self.last_token_ns: Callable[[], int] = lambda: 0
         self.starts = 0  # how many daemons it has been: what was in memory is gone with each
         self.on_start: Callable[[], None] = lambda: None  # before anybody can reach the new one

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from ollama_adapter.events import LoadProgress, ResidencyChange
 from ollama_adapter.pool.surroundings import Progress
-from ollama_adapter.system.channel import Channel
+from ollama_adapter.system.bulletin import Bulletin
 
 log = logging.getLogger("ollama_adapter")
 
@@ -31,36 +31,15 @@ class Herald:
     """Whatever a listener does with what it is told, the pool goes on."""
 
     def __init__(self) -> None:
-        self._on_change: list[Callable[[ResidencyChange], None]] = []
+        self._bulletin: Bulletin[ResidencyChange] = Bulletin("changes in memory")
         self._on_progress: list[Progress] = []
-        self._streams: list[Channel[ResidencyChange]] = []
-
-    def on_change(self, callback: Callable[[ResidencyChange], None]) -> None:
-        self._on_change.append(callback)
+        self.on_change = self._bulletin.on_change
+        self.changes = self._bulletin.changes
+        self.publish = self._bulletin.publish
+        self.end = self._bulletin.end
 
     def on_progress(self, callback: Progress) -> None:
         self._on_progress.append(callback)
-
-    def changes(self) -> AsyncIterator[ResidencyChange]:
-        """Every change from this call on, until the end."""
-        channel: Channel[ResidencyChange] = Channel(1 << 16, 1 << 30)
-        self._streams.append(channel)
-        return _read(channel)
-
-    def end(self) -> None:
-        """No more changes. Idempotent."""
-        for channel in self._streams:
-            channel.end()
-
-    def publish(self, change: ResidencyChange) -> None:
-        for channel in self._streams:
-            channel.put(change, 0)
-            channel.flush()
-        for callback in self._on_change:
-            try:
-                callback(change)
-            except Exception:
-                log.exception("a callback for changes in memory raised")
 
     def tell_all(self, group: Group, progress: LoadProgress) -> None:
         """Those who wait for this model, and those who listen to every load."""
@@ -78,8 +57,3 @@ class Herald:
             callback(progress)
         except Exception:
             log.exception("a callback for the progress of a load raised")
-
-
-async def _read(channel: Channel[ResidencyChange]) -> AsyncIterator[ResidencyChange]:
-    while (change := await channel.get()) is not None:
-        yield change

@@ -1,48 +1,56 @@
-"""Those who are told of the daemon's state: by a callback, by a stream, or once, when it is settled."""
+"""Those who are told of what changes: by a callback, by a stream; or once, when a daemon is there.
+
+A stream is kept for as long as its reader keeps it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import AsyncIterator, Callable
+from typing import Generic, TypeVar
 
 from ollama_adapter.errors import AdapterError
-from ollama_adapter.events import DaemonChange
 from ollama_adapter.system.channel import Channel
 
 log = logging.getLogger("ollama_adapter")
 
 
-class Bulletin:
+T = TypeVar("T")
+
+
+class Bulletin(Generic[T]):
     """Publishes changes; whatever a reader does with them, the writer goes on."""
 
-    def __init__(self) -> None:
-        self._callbacks: list[Callable[[DaemonChange], None]] = []
-        self._streams: list[Channel[DaemonChange]] = []
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._callbacks: list[Callable[[T], None]] = []
+        self._streams: weakref.WeakSet[Channel[T]] = weakref.WeakSet()
         self._waiting: set[asyncio.Future[AdapterError | None]] = set()
 
-    def on_change(self, callback: Callable[[DaemonChange], None]) -> None:
+    def on_change(self, callback: Callable[[T], None]) -> None:
         self._callbacks.append(callback)
 
-    def changes(self) -> AsyncIterator[DaemonChange]:
+    def changes(self) -> AsyncIterator[T]:
         """Every change from this call on, until the end."""
-        channel: Channel[DaemonChange] = Channel(1 << 16, 1 << 30)
-        self._streams.append(channel)
+        channel: Channel[T] = Channel(1 << 16, 1 << 30)
+        self._streams.add(channel)
         return _read(channel)
 
-    def publish(self, change: DaemonChange) -> None:
-        for channel in self._streams:
+    def publish(self, change: T) -> None:
+        for channel in list(self._streams):
             channel.put(change, 0)
             channel.flush()
         for callback in self._callbacks:
             try:
                 callback(change)
             except Exception:
-                log.exception("a callback for the daemon's state raised")
+                log.exception("a callback for %s raised", self._subject)
 
     def end(self) -> None:
         """No more changes."""
-        for channel in self._streams:
+        for channel in list(self._streams):
             channel.end()
 
     def settle(self, error: AdapterError | None) -> None:
@@ -61,6 +69,6 @@ class Bulletin:
             self._waiting.discard(waiter)
 
 
-async def _read(channel: Channel[DaemonChange]) -> AsyncIterator[DaemonChange]:
+async def _read(channel: Channel[T]) -> AsyncIterator[T]:
     while (change := await channel.get()) is not None:
         yield change

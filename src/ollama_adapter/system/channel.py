@@ -32,6 +32,7 @@ class Channel(Generic[T]):
         "_reader",
         "on_drained",
         "on_full",
+        "__weakref__",
     )
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
