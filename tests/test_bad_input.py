@@ -22,7 +22,7 @@ from ollama_adapter.errors import (
     RemoteModelRefused,
     UntrustedDaemon,
 )
-from ollama_adapter.system import launch, trust
+from ollama_adapter.system import launch, listeners, trust
 from ollama_adapter.testing import Piece, ScriptedDaemon, ScriptedRequest, json_response
 from tests.serving import config_for, saying
 
@@ -216,7 +216,8 @@ def forged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], N
     def forge(port: int) -> None:
         line = f"0: 0100007F:{port:04X} 00000000:0000 0A 0:0 00:0 0 {STRANGER} 0 1"
         (tmp_path / "tcp").write_text(f"head\n{line}\n")
-        monkeypatch.setattr(trust, "TABLES", (tmp_path / "tcp",))
+        monkeypatch.setattr(listeners, "AF_NETLINK", 255)  # a kernel that has but its tables
+        monkeypatch.setattr(listeners, "TABLES", (tmp_path / "tcp",))
 
     return forge
 

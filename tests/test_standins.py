@@ -69,6 +69,14 @@ async def test_a_model_that_was_deleted_while_in_memory_is_replaced_or_named() -
     assert last.count("qwen3:4b") == 2, "once to load it, once to see that it has gone"
 
 
+async def test_a_daemon_that_has_a_model_and_denies_it_is_asked_twice_and_no_more() -> None:
+    denies = "404"
+    async with served(OTHER, faults=denies) as (adapter, daemon):
+        with pytest.raises(ModelNotFound):
+            await adapter.generate("qwen3:4b", "hello")
+        assert len(daemon.generations()) == 2
+
+
 async def test_a_model_that_is_too_large_is_replaced_by_the_nearest_that_fits() -> None:
     async with served(SMALL, OTHER, LARGE) as (adapter, _):
         answer = await adapter.generate("llama3.3:70b", "hello")

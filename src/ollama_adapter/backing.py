@@ -31,6 +31,7 @@ class Hold:
         self.statistics = statistics
         self.lease: Lease | None = None
         self.progress: LoadProgress | None = None
+        self.lost = False  # the model was held, and the daemon had it no more
 
     def __repr__(self) -> str:
         return f"<Hold {self.lease or 'on nothing yet'}>"
@@ -106,10 +107,10 @@ class Backing:
 
     def is_lost(self, hold: Hold) -> bool:
         """The daemon has no such model, though it was in memory: it is let go, and looked for anew, once."""
-        if hold.lease is None or hold.statistics.tokens:
+        if hold.lease is None or hold.lost or hold.statistics.tokens:
             return False
         hold.release()
-        hold.lease = None
+        hold.lease, hold.lost = None, True
         self._pool.renewed(hold.request.model)
         return True
 

@@ -206,9 +206,8 @@ class Session:
         await self._backing.load(self.hold)
         if self.hold.substituted and self._generation.source is Source.LIVE:
             self._generation.source = Source.SUBSTITUTED
-        request = way_on.request if way_on is not None else self.request
-        limits = self._limits
-        first_s = min(limits.first_token_s, way_on.limit_s) if way_on else limits.first_token_s
+        request, limits = way_on.request if way_on else self.request, self._limits
+        first_s = min(limits.first_token_s, way_on.limit_s if way_on else limits.first_token_s)
         self._attempt = attempt = Attempt(
             request,
             self._take,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ollama_adapter.system.listeners import AF_NETLINK
 from ollama_adapter.testing import json_response
 from tests.rogues.wire import HONEST, Behave, Stage, Wire, stage_of
 
@@ -89,7 +90,10 @@ class Trail:
         if not self._watching or not event.startswith("socket."):
             return
         if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-            self.addresses.append(arguments[1])
+            if (
+                arguments[0].family != AF_NETLINK
+            ):  # our own kernel is asked who listens, by no address
+                self.addresses.append(arguments[1])
         elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.getnameinfo"):
             self.names.append(event)
 
