@@ -185,6 +185,13 @@ def test_what_is_taken_after_a_plan() -> None:
     assert after_load(replace(FOUND, resident=True), there) == FOUND.used
 
 
+@pytest.mark.parametrize(("asked", "told"), [(0, False), (4096, False), (100_000, True)])
+def test_a_context_that_the_model_does_not_have_is_not_promised(asked: int, told: bool) -> None:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(plan_table(replace(FOUND, num_ctx=4096), Footprint(), asked))
+    assert ("made for no more" in console.file.getvalue()) is told  # type: ignore[attr-defined]
+
+
 def test_a_plan_in_words() -> None:
     why = "unused for 12 min"
     plan = replace(

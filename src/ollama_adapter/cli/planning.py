@@ -43,7 +43,7 @@ async def _plan(config: Config, model: str, num_ctx: int | None, as_json: bool) 
     if as_json:
         print_json({**dataclasses.asdict(found), "after": dataclasses.asdict(after)})
     else:
-        console().print(plan_table(found, after))
+        console().print(plan_table(found, after, num_ctx or 0))
     if not found.fits:
         raise typer.Exit(DOES_NOT_FIT)
 
@@ -68,13 +68,16 @@ def after_load(found: LoadPlan, there: Mapping[str, Footprint]) -> Footprint:
     return found.used + found.takes - sum(gone.values(), Footprint())
 
 
-def plan_table(found: LoadPlan, after: Footprint) -> Table:
-    """The plan in words, with its reasons."""
+def plan_table(found: LoadPlan, after: Footprint, asked: int = 0) -> Table:
+    """The plan in words, with its reasons; `asked` is the num_ctx that somebody wants (0: the usual one)."""
     total = found.weights_bytes + found.kv_bytes + found.overhead_bytes
     expected = found.expected_s
     evicts = [f"{each.model} ({gib(each.frees.total)}): {each.reason}" for each in found.evict]
     rows = {
         "model": found.model,
+        "context": f"{found.num_ctx} tokens: it was made for no more than that"
+        if asked > found.num_ctx
+        else "",
         "fits": f"{'yes' if found.fits else 'no'}: {found.reason}",
         "needs": (
             f"{gib(total)}: weights {gib(found.weights_bytes)}, cache of {found.num_ctx} tokens "
