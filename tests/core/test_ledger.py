@@ -43,6 +43,22 @@ def told(changes: list[ResidencyChange]) -> list[tuple[str, Change]]:
     return [(each.model.partition(":")[0], each.change) for each in changes]
 
 
+# What is known
+
+
+def test_how_much_of_a_model_is_on_gpus_is_known_once_the_daemon_has_said_its_size() -> None:
+    assert entry("a", footprint=Footprint(30 * MIB, 10 * MIB)).vram_share == 0.25
+    assert entry("a").vram_share == 0.0
+    assert entry("a", listed=False).vram_share is None
+    assert entry("a", footprint=Footprint()).vram_share is None
+
+
+def test_those_who_use_a_model_are_counted() -> None:
+    book = ledger(entry("a", users=2), entry("b"), entry("c", users=1))
+    assert book.users() == {"a:latest": 2, "c:latest": 1}
+    assert book.at_work() == {"a:latest", "c:latest"}
+
+
 # Reading
 
 

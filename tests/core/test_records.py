@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.pretty import pretty_repr
 
 from ollama_adapter.core.records import (
     CONTEXT_KEY,
@@ -201,7 +202,7 @@ def test_no_repr_shows_text_or_a_log_probability(kind: Any) -> None:
     ).encode()
     (record,), _, _ = decode([line], kind)
     for each in (record, record.logprobs, record.debug_info, getattr(record, "message", None)):
-        for shown in (repr(each), str(each), f"{each}", f"{each!r}"):
+        for shown in (repr(each), str(each), f"{each}", f"{each!r}", pretty_repr(each)):
             assert "SECRET" not in shown
             assert "8125" not in shown
 
