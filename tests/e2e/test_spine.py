@@ -63,6 +63,7 @@ async def running(
 ) -> AsyncIterator[tuple[Orchestrator, list[Frame]]]:
     frames: list[Frame] = []
     async with Orchestrator(embedded(), on_frame=frames.append) as orchestrator:
+        await orchestrator.adapter.pool.ensure_loaded(MODEL)  # its watch is begun by no test
         yield orchestrator, frames
 
 
