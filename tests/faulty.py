@@ -165,6 +165,7 @@ async def rig(*configs: StreamConfig) -> AsyncIterator[tuple[PretendOllama, list
     async with PretendOllama(MODEL, num_parallel=8) as daemon, AsyncExitStack() as stack:
         config = daemon.config
         quick = replace(config.daemon, restart_base_s=0.02, restart_tries=1000, stable_s=0.01)
+        config = replace(config, pool=replace(config.pool, watch_s=0.0))  # tasks are counted
         adapters = [
             await stack.enter_async_context(
                 OllamaAdapter(replace(config, daemon=quick, stream=each))

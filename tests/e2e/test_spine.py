@@ -26,6 +26,7 @@ from ollama_adapter import (
     Finish,
     Frame,
     Orchestrator,
+    PoolConfig,
     State,
     StreamConfig,
 )
@@ -54,7 +55,9 @@ ENDLESS = {"type": "array", "items": {"type": "integer"}, "minItems": 4000}
 
 
 def embedded(**stream: Any) -> Config:
-    return Config(daemon=DaemonConfig(mode=DaemonMode.EMBEDDED), stream=StreamConfig(**stream))
+    pool = PoolConfig(watch_s=0.0)  # a task that would outlive the test in which it begins
+    daemon = DaemonConfig(mode=DaemonMode.EMBEDDED)
+    return Config(daemon, pool, StreamConfig(**stream))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,6 @@ async def running(
 ) -> AsyncIterator[tuple[Orchestrator, list[Frame]]]:
     frames: list[Frame] = []
     async with Orchestrator(embedded(), on_frame=frames.append) as orchestrator:
-        await orchestrator.adapter.pool.ensure_loaded(MODEL)  # its watch is begun by no test
         yield orchestrator, frames
 
 
