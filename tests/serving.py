@@ -14,6 +14,7 @@ from ollama_adapter import (
     DaemonConfig,
     DaemonMode,
     OllamaAdapter,
+    PoolConfig,
     StreamConfig,
     TokenEvent,
     TokenStream,
@@ -40,6 +41,7 @@ def sending(*pieces: bytes) -> Script:
 def config_for(daemon: ScriptedDaemon, stream: StreamConfig | None = None) -> Config:
     return Config(
         daemon=DaemonConfig(port=daemon.port, mode=DaemonMode.ADOPT),
+        pool=PoolConfig(watch_s=0.0),  # requests and tasks are counted
         stream=stream or StreamConfig(),
     )
 

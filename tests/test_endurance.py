@@ -25,6 +25,7 @@ from ollama_adapter import (
     DaemonMode,
     Finish,
     OllamaAdapter,
+    PoolConfig,
     StreamConfig,
     TokenStream,
 )
@@ -159,7 +160,7 @@ async def test_aborts_of_a_real_model_leave_its_daemon_and_its_runner_as_they_we
     monkeypatch.delenv("OLLAMA_MODELS", raising=False)
     chance, numbers = random.Random(4), {"type": "array", "items": {"type": "integer"}}
     daemon = DaemonConfig(mode=DaemonMode.EMBEDDED, sandbox=Sandbox.NONE)
-    async with OllamaAdapter(Config(daemon=daemon)) as adapter:
+    async with OllamaAdapter(Config(daemon, PoolConfig(watch_s=0.0))) as adapter:
 
         async def abort(take: int) -> None:
             """After so many tokens; with none, while the prompt is evaluated."""

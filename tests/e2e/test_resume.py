@@ -25,6 +25,7 @@ from ollama_adapter import (
     Finish,
     FrameConfig,
     OllamaAdapter,
+    PoolConfig,
     StreamConfig,
     TokenEvent,
 )
@@ -144,7 +145,7 @@ async def killing() -> AsyncIterator[tuple[OllamaAdapter, Killer]]:
         restart_tries=10_000,
         stable_s=1.0,
     )
-    config = Config(daemon=daemon, stream=limits)
+    config = Config(daemon, PoolConfig(watch_s=0.0), limits)  # its tasks are counted
     async with OllamaAdapter(config, decipher=killer) as adapter:
         yield adapter, killer
 
