@@ -11,7 +11,7 @@ from typing import Final
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.core.footprint import Facts, facts_of
-from ollama_adapter.core.names import local_name, parse_name
+from ollama_adapter.core.names import key_of, local_name
 from ollama_adapter.core.planning import too_large
 from ollama_adapter.core.requests import Request
 from ollama_adapter.core.substitution import Choice, choose_substitute
@@ -19,7 +19,6 @@ from ollama_adapter.errors import (
     AdapterError,
     BudgetExceeded,
     InvalidModelFile,
-    InvalidRequest,
     ModelLoadFailed,
 )
 from ollama_adapter.events import Substitution
@@ -59,7 +58,7 @@ class Standins:
     async def _choose(self, request: Request, there: Sequence[Facts]) -> Choice:
         """Ranked, and those taken out that have been found not to fit."""
         key = local_name(request.model).key
-        asked = next((each for each in there if _key(each.name) == key), request.model)
+        asked = next((each for each in there if key_of(each.name) == key), request.model)
         obstacles: dict[str, str] = {}
 
         def choose() -> Choice:
@@ -90,10 +89,3 @@ class Standins:
             limits = self._pool.surroundings.limits()
             return too_large(plan.weights_bytes, plan.takes.total, limits)
         return "" if plan.fits else plan.reason
-
-
-def _key(name: str) -> str:
-    try:
-        return parse_name(name).key
-    except InvalidRequest:
-        return ""

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_adapter.core.names import ModelName, local_key, local_name, parse_name, weights_of
+from ollama_adapter.core.names import (
+    ModelName,
+    key_of,
+    local_key,
+    local_name,
+    parse_name,
+    weights_of,
+)
 from ollama_adapter.errors import InvalidRequest, RemoteModelRefused
 
 part = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
@@ -111,3 +118,18 @@ def test_the_key_of_a_local_model() -> None:
 def test_the_file_of_a_model_is_read_from_what_the_daemon_shows(modelfile: str, name: str) -> None:
     assert weights_of({"modelfile": modelfile}) == name
     assert weights_of({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Llama3", "llama3:latest"),
+        ("a/b:C", "a/b:c"),
+        ("no name", ""),
+        ("", ""),
+        (None, ""),
+        (3, ""),
+    ],
+)
+def test_the_key_of_what_somebody_else_calls_a_name(name: object, key: str) -> None:
+    assert key_of(name) == key

@@ -18,7 +18,7 @@ from ollama_adapter.cli.output import complain, console, harmless, print_json
 from ollama_adapter.cli.waiting import WaitingLine
 from ollama_adapter.config import LOOPBACK, Config
 from ollama_adapter.core.amounts import budget, gib
-from ollama_adapter.core.names import local_name, parse_name, weights_of
+from ollama_adapter.core.names import key_of, local_name, weights_of
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.errors import AdapterError, DaemonError, DaemonNotFound, InvalidRequest
 from ollama_adapter.events import Footprint
@@ -79,13 +79,13 @@ async def _residents(adapter: OllamaAdapter) -> list[dict[str, Any]]:
     """As the daemon lists them, with what we know besides."""
     found = await adapter.client.ps()
     working = await _at_work(adapter, [_name(each) for each in found])
-    pinned = {_key(each) for each in adapter.config.pool.pinned}
+    pinned = {key_of(each) for each in adapter.config.pool.pinned}
     for each in found:
         held = footprint(each)
         each["ram_bytes"], each["vram_bytes"] = (held.ram, held.vram) if held else (None, None)
         each["busy"] = working.get(_name(each))
         for_ever = instant(each.get("expires_at")) == FOR_EVER
-        each["pinned"] = for_ever or _key(_name(each)) in pinned
+        each["pinned"] = for_ever or key_of(_name(each)) in pinned
     return found
 
 
@@ -213,15 +213,8 @@ async def _unload(config: Config, model: str, as_json: bool) -> None:
 async def _listed(adapter: OllamaAdapter, model: str) -> dict[str, Any]:
     """The model as the daemon lists it in memory; {} where it does not."""
     key = local_name(model).key
-    return next((each for each in await adapter.client.ps() if _key(_name(each)) == key), {})
+    return next((each for each in await adapter.client.ps() if key_of(_name(each)) == key), {})
 
 
 def _name(listed: Mapping[str, Any]) -> str:
     return str(listed.get("name", ""))
-
-
-def _key(name: str) -> str:
-    try:
-        return parse_name(name).key
-    except InvalidRequest:
-        return ""

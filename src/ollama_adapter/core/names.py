@@ -66,6 +66,14 @@ def parse_name(text: str) -> ModelName:
     return ModelName(host, namespace, model, tag)
 
 
+def key_of(name: object) -> str:
+    """The key of a name that somebody else gave; "" where it is none."""
+    try:
+        return parse_name(name if isinstance(name, str) else "").key
+    except InvalidRequest:
+        return ""
+
+
 def local_name(text: str) -> ModelName:
     """As parse_name; RemoteModelRefused for a name that Ollama would send to its cloud."""
     name = parse_name(text)

@@ -17,7 +17,7 @@ from typing import Final
 from ollama_adapter.core.footprint import Facts
 from ollama_adapter.core.gguf import human_count
 from ollama_adapter.core.kinship import Kinship, Traits, bits_of, kinship, traits_of
-from ollama_adapter.core.names import parse_name
+from ollama_adapter.core.names import key_of, parse_name
 from ollama_adapter.errors import InvalidRequest
 from ollama_adapter.events import Substitution
 
@@ -109,17 +109,17 @@ def choose_substitute(
     """
     wanted = _Wanted.of(asked)
     needs = wanted.kind_and(needs)
-    held = {_key(each) for each in resident}
+    held = {key_of(each) for each in resident}
     ranked: list[tuple[tuple[float, bool, float, float, str], Candidate]] = []
     refused: list[tuple[str, str]] = []
     for facts in sorted(candidates, key=lambda each: each.name):
-        if _key(facts.name) == wanted.key:
+        if key_of(facts.name) == wanted.key:
             continue
         if why := _refusal(wanted, facts, needs, num_ctx) or obstacle(facts):
             refused.append((facts.name, why))
             continue
         found = wanted.compare(facts)
-        rank = (round(found.distance, 1), _key(facts.name) not in held, found.distance)
+        rank = (round(found.distance, 1), key_of(facts.name) not in held, found.distance)
         ranked.append(((*rank, -(_parameters(facts) or 0.0), facts.name), found))
     ranked.sort(key=lambda each: each[0])
     return Choice(wanted.name, tuple(found for _, found in ranked), tuple(refused))
@@ -156,7 +156,7 @@ class _Wanted:
         kind = COMPLETION if COMPLETION in capabilities_of(facts) else EMBEDDING
         return cls(
             facts.name,
-            _key(facts.name),
+            key_of(facts.name),
             facts.digest,
             kind,
             facts.family,
@@ -187,7 +187,7 @@ class _Wanted:
 
 def _refusal(wanted: _Wanted, facts: Facts, needs: Collection[str], num_ctx: int) -> str:
     """Why a model would not do, whatever memory there is; "" where it would."""
-    if not _key(facts.name):
+    if not key_of(facts.name):
         return "its name cannot be used"
     if facts.remote or parse_name(facts.name).is_cloud:
         return "it runs on another machine"
@@ -208,13 +208,6 @@ def _traits(name: str) -> Traits:
         return traits_of(parse_name(name))
     except InvalidRequest:
         return Traits()
-
-
-def _key(name: str) -> str:
-    try:
-        return parse_name(name).key
-    except InvalidRequest:
-        return ""
 
 
 def _parameters(facts: Facts) -> float | None:

@@ -8,8 +8,8 @@ from typing import Any
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.core.failures import remote_refused
 from ollama_adapter.core.footprint import Facts, facts_of
-from ollama_adapter.core.names import parse_name
-from ollama_adapter.errors import InvalidRequest, ProtocolError, ReadTimeout, ResponseError
+from ollama_adapter.core.names import key_of
+from ollama_adapter.errors import ProtocolError, ReadTimeout, ResponseError
 
 
 class Catalogue:
@@ -76,12 +76,5 @@ class Catalogue:
             listed = await self._client.tags()
         except (ResponseError, ProtocolError, ReadTimeout):  # then nothing of it is kept in memory
             listed = []
-        self._tags = {_key(each.get("name")): each for each in listed}
+        self._tags = {key_of(each.get("name")): each for each in listed}
         self._digests[key] = str(self._tags.get(key, {}).get("digest", ""))
-
-
-def _key(name: object) -> str:
-    try:
-        return parse_name(name if isinstance(name, str) else "").key
-    except InvalidRequest:
-        return ""
