@@ -18,6 +18,7 @@ from ollama_adapter.core.requests import load_request
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import AdapterError
 from ollama_adapter.events import AbortReceipt, Phase
+from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.pool import ModelPool
 from ollama_adapter.session import Session
 from ollama_adapter.stream import SessionRegistry
@@ -25,7 +26,6 @@ from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.runners import Sample, Sampler, end, listener_pid
 
 SAMPLE_NS: Final = 100_000_000  # the kernel counts CPU time in hundredths of a second
-ADOPTED: Final = "adopted"
 
 
 class Aborter:

@@ -33,6 +33,7 @@ from ollama_adapter.events import (
     PullReceipt,
     Statistics,
 )
+from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.memory import Memory
 from ollama_adapter.pool import ModelPool, Surroundings
 from ollama_adapter.puller.pull import Confirm, Report
@@ -80,7 +81,7 @@ class OllamaAdapter:
         self._sampler = Sampler(self._clock)
         around = Surroundings(
             limits=lambda: self.verdict.limits,
-            shared=lambda: self.daemon.origin == "adopted",
+            shared=lambda: self.daemon.origin == ADOPTED,
             activity=self._activity,
             pull=self.source.pull_missing,
         )

@@ -27,6 +27,7 @@ from ollama_adapter.events import (
     PullReceipt,
     PullStage,
 )
+from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.puller.pull import (
     Confirm,
     Puller,
@@ -91,7 +92,7 @@ class ModelSource:
         check_consent(source_of(name), (*self._config.pool.registries, *also_from))
         try:
             await self._daemon.ensure_running()
-            relayed = self._daemon.origin == "adopted" and not await self._is_shared()
+            relayed = self._daemon.origin == ADOPTED and not await self._is_shared()
         except (DaemonError, TransportError):
             relayed = False
         if relayed:

@@ -18,6 +18,7 @@ from ollama_adapter.cli.wording import in_the_commands_words
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.errors import AdapterError, DaemonError, DaemonNotFound
 from ollama_adapter.events import Health
+from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
 from ollama_adapter.system.obstacles import obstacle
@@ -37,7 +38,7 @@ def status(*, start: bool, as_json: bool) -> Coroutine[Any, Any, None]:
 
 async def _status(config: Config, start: bool, as_json: bool) -> None:
     health, problem = await look(config, start=start)
-    plan = _plan(config, adopted=health.origin == "adopted")
+    plan = _plan(config, adopted=health.origin == ADOPTED)
     against = None if health.ready or not plan else obstacle(config.daemon)
     if against is not None:
         plan, problem = "", str(against)
@@ -117,7 +118,7 @@ def _show(health: Health, problem: str, next_command: str, places: dict[str, str
         "models in": places["models_dir"],
         "settings": places["settings_file"] or f"none ({settings.settings_file()})",
     }
-    if health.origin == "adopted":
+    if health.origin == ADOPTED:
         rows["models in"] = (
             f"where the daemon keeps them; `import` writes to {places['models_dir']}"
         )

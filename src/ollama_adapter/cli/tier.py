@@ -27,6 +27,7 @@ from ollama_adapter.core.footprint import Facts, facts_of
 from ollama_adapter.core.names import local_name, parse_name
 from ollama_adapter.core.tiers import GIB, Hardware, TierVerdict, judge_tier, most_tps, tier_of
 from ollama_adapter.errors import DaemonError
+from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
 from ollama_adapter.system.bandwidth import Bandwidth, measure
@@ -56,7 +57,7 @@ async def _tier(config: Config, model: str, wanted: bool, as_json: bool) -> None
     machine = hardware()
     verdict = judge_tier(machine, config.pool)
     health, _ = await look(config, start=False)
-    advisory = health.origin == "adopted"
+    advisory = health.origin == ADOPTED
     measured = await _measure(config, machine, model) if wanted else None
     if as_json:
         print_json(_values(machine, verdict, advisory, measured))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+ADOPTED: Final = "adopted"
+"""The origin of a daemon that somebody else started: not ours to stop, nor alone ours to fill."""
 
 
 @dataclass(frozen=True, slots=True)

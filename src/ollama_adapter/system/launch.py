@@ -29,6 +29,7 @@ from ollama_adapter.errors import (
     ReadTimeout,
     TransportError,
 )
+from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.http import dial_port, find_free_port
@@ -159,7 +160,7 @@ class Launcher:
                 f"what listens on {LOOPBACK}:{port} does not answer",
                 hint="if it is Ollama, it may be starting or stuck: try again, or restart it",
             ) from error
-        return Running("adopted", port, version)
+        return Running(ADOPTED, port, version)
 
     async def _spawn(self, origin: str, argv: list[str]) -> Running:
         if origin == "spawned":  # our own runs in the Python that runs us
