@@ -76,25 +76,23 @@ def token_parts(logprobs: bool, times: int) -> dict[str, float]:
     from ollama_adapter.system.channel import Channel
 
     data, now = line(logprobs) * READ, iter(range(0, 1 << 62, 10 * MS))
-    events: list[TokenEvent] = []
     mapper = EUMapper(profile_for())
-    generation = Generation(Statistics("s", "m", served_by="m"), mapper, 0, events.append)
+    generation = Generation(Statistics("s", "m", served_by="m"), mapper, 0)
     decoder, composer = RecordDecoder(GenerateRecord), FrameComposer()
     records = decoder.feed(data)
     composer.open("s", mapper, 0)
     transcript, channel = Transcript(), Channel[TokenEvent](1 << 20, 1 << 30)
 
-    def generate() -> None:
-        events.clear()
-        generation.receive_all(records, next(now))
+    def generate() -> list[TokenEvent]:
+        return generation.receive(records, next(now))
 
     def pass_on() -> None:
-        channel.put_all(events, [len(each.token) for each in events])
+        channel.put_all(events, sum([len(each.token) for each in events]))
         channel.flush()
         while channel.get_nowait() is not None:
             pass
 
-    generate()
+    events = generate()
     best = [each.logprobs for each in events]
     steps: dict[str, Callable[[], object]] = {
         "bytes to records": lambda: decoder.feed(data),

@@ -77,7 +77,6 @@ class Session:
         self._handling_ns = 0
         self.started_ns = 0
         self._patience = Patience(limits.reader_s, statistics.session_id)
-        self._arrived: list[TokenEvent] = []  # the tokens of the read that is being taken
         self._transcript = Transcript()
         self._private = private
         self._draft = backing.draft(private=private)
@@ -86,7 +85,6 @@ class Session:
             statistics,
             mapper,
             clock.epoch_offset_ns,
-            self._arrived.append,
             truncate=request.truncate,
             wants_logprobs=request.logprobs,
         )
@@ -142,6 +140,7 @@ class Session:
         """Begin to work, unless it has begun or has been stopped before."""
         if self._task is None and not self.ended:
             self._task = spawn(self)
+            self.channel.loop = self._task.get_loop()
 
     async def run(self) -> None:
         """Until the generation has ended, however it ends. An error goes to the reader."""
@@ -243,18 +242,16 @@ class Session:
     def _take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
         """In the protocol's callback, once per read."""
         generation = self._generation
-        generation.receive_all(records, now_ns)
+        events = generation.receive(records, now_ns)
         if records and records[-1].done and self._attempt is not None:
             tokens = context_length(records[-1], self._attempt.context_tokens)
             generation.check_truncation(tokens)
-        arrived = self._arrived
-        if arrived:
-            self.channel.put_all(arrived, [len(each.token) for each in arrived])
-            self._transcript.add(arrived)
-            self._draft.add(arrived)
+        if events:
+            self.channel.put_all(events, sum([len(each.token) for each in events]))
+            self._transcript.add(events)
+            self._draft.add(events)
             if self._observer is not None:
-                self._observer.ingest_read(arrived)
-            arrived.clear()
+                self._observer.ingest_read(events)
         self.channel.flush()
         spent = self._clock.now_ns() - now_ns
         if spent > self._handling_ns:

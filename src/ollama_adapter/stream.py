@@ -171,20 +171,23 @@ class TokenStream(AsyncIterator[TokenEvent]):
 
     async def __anext__(self) -> TokenEvent:
         """The next token. Raises what ended the generation, once. Cancelling is safe: none is lost."""
-        channel = self._session.channel
-        event = channel.get_nowait()
+        session = self._session
+        event = session.channel.get_nowait()
         if event is None:
-            if not self._session.started:
-                self._registry.start(self._session)
-            self._check_loop()
-            event = await channel.get()
+            if not session.started:
+                self._registry.start(session)
+            try:
+                event = await session.channel.wait()
+            except RuntimeError:
+                self._check_loop()
+                raise
             if event is None:
                 raise StopAsyncIteration
-            self._session.delivered(event)
+            session.delivered(event)
         return event
 
     def _check_loop(self) -> None:
-        """A wait in another loop than the session's would have no end. Raises GenerationError."""
+        """Python refuses to wait for what belongs to another event loop; here is why, in our words."""
         if self._session.ended or self._session.loop in (None, asyncio.get_running_loop()):
             return
         if self._session.orphaned:
@@ -193,7 +196,7 @@ class TokenStream(AsyncIterator[TokenEvent]):
             "this stream belongs to another event loop",
             session_id=self.session_id,
             hint="read a stream in the event loop where it was first read",
-        )
+        ) from None
 
     async def stop(self) -> None:
         """Abort the generation; the iterator ends quietly. Idempotent. Cancelling is safe."""

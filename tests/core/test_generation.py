@@ -76,7 +76,6 @@ class Run:
             self.statistics,
             EUMapper(profile_for(tier=Tier.MID)),
             EPOCH_NS,
-            self.events.append,
             truncate=truncate,
         )
         self.now_ns = 5_000 * MS
@@ -84,7 +83,7 @@ class Run:
     def feed(self, stream: Records) -> Run:
         for gap, record in stream:
             self.now_ns += gap
-            self.generation.receive(record, self.now_ns)
+            self.events += self.generation.receive([record], self.now_ns)
         return self
 
     def say(self, *pieces: str, gap: int = MS) -> Run:
@@ -92,7 +91,7 @@ class Run:
 
     def end(self, *, complete: bool = True, **last: Any) -> Finish | None:
         if last:
-            self.generation.receive(GenerateRecord(done=True, **last), self.now_ns)
+            self.feed([(0, GenerateRecord(done=True, **last))])
         finish = self.generation.ending(complete=complete)
         self.generation.close(self.now_ns)
         return finish
@@ -139,7 +138,7 @@ def test_a_read_is_taken_as_its_records_one_by_one(
         together.now_ns += gap
         for record in read:
             single.feed([(0, record)])
-        together.generation.receive_all(read, together.now_ns)
+        together.events += together.generation.receive(read, together.now_ns)
         assert together.events == single.events
     for run in (single, together):
         run.end(complete=True)
@@ -452,6 +451,6 @@ def test_closing_twice_changes_nothing() -> None:
 
 def test_an_answer_from_memory_has_no_energy() -> None:
     statistics = Statistics("s", "m", tokens=2, cached_age_s=3.0)
-    generation = Generation(statistics, EUMapper(profile_for("fnd-002/2")), 0, lambda _: None)
+    generation = Generation(statistics, EUMapper(profile_for("fnd-002/2")), 0)
     generation.close(5)
     assert statistics.mean_energy is None

@@ -23,13 +23,12 @@ class Stream:
         self.statistics = Statistics("session", "m", served_by="m")
         self.transcript = Transcript()
         self.now_ns = 1_000 * MS
-        self.generation = Generation(
-            self.statistics, EUMapper(profile_for("fnd-002/2")), 0, self._deliver
-        )
+        self.generation = Generation(self.statistics, EUMapper(profile_for("fnd-002/2")), 0)
 
-    def _deliver(self, event: TokenEvent) -> None:
-        self.events.append(event)
-        self.transcript.add([event])
+    def _receive(self, record: GenerateRecord | ChatRecord) -> None:
+        for event in self.generation.receive([record], self.now_ns):
+            self.events.append(event)
+            self.transcript.add([event])
 
     def say(
         self,
@@ -40,16 +39,14 @@ class Stream:
         for each in pieces:
             self.now_ns += 10 * MS
             entries = [LogprobEntry(each, -0.5, candidates)] if candidates else None
-            self.generation.receive(
-                GenerateRecord(response=each, logprobs=entries, token_ids=ids), self.now_ns
-            )
+            self._receive(GenerateRecord(response=each, logprobs=entries, token_ids=ids))
 
     def call(self, name: str) -> None:
         calls = [{"function": {"name": name}}]
-        self.generation.receive(ChatRecord(message=Message(tool_calls=calls)), self.now_ns)
+        self._receive(ChatRecord(message=Message(tool_calls=calls)))
 
     def done(self, **last: Any) -> None:
-        self.generation.receive(GenerateRecord(done=True, **last), self.now_ns)
+        self._receive(GenerateRecord(done=True, **last))
 
     def go_on(self, way: Way, **known: Any) -> None:
         replay = Replay.of(self.transcript) if way is Way.RERUN else None

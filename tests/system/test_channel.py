@@ -31,30 +31,34 @@ def test_items_come_out_in_order_and_pressure_is_told_in_pairs(
     max_items: int, max_bytes: int, script: list[tuple[str, int]]
 ) -> None:
     channel: Channel[int] = Channel(max_items, max_bytes)
-    model: deque[tuple[int, int]] = deque()
+    reads: deque[tuple[deque[int], int]] = deque()
+    begun: deque[int] = deque()
     told: list[str] = []
     channel.on_full = lambda: told.append("full")
     channel.on_drained = lambda: told.append("drained")
     for number, (what, size) in enumerate(script, start=1):
         if what == "put":
             channel.put(number, size)
-            model.append((number, size))
+            reads.append((deque([number]), size))
         elif what == "put_all":
-            channel.put_all([number, number], [size, 0])
-            model += ((number, size), (number, 0))
+            channel.put_all([number, -number], size)
+            reads.append((deque([number, -number]), size))
         elif what == "flush":
             channel.flush()
         elif what == "end":
             channel.end()
         elif what == "discard":
             channel.discard()
-            model.clear()
+            reads.clear()
+            begun.clear()
         else:
-            assert channel.get_nowait() == (model.popleft()[0] if model else None)
-        held = sum(each for _, each in model)
-        over = len(model) >= max_items or held >= max_bytes
-        low = len(model) * 2 <= max_items and held * 2 <= max_bytes
-        assert len(channel) == len(model)
+            if not begun and reads:
+                begun = reads.popleft()[0]
+            assert channel.get_nowait() == (begun.popleft() if begun else None)
+        items, held = sum(len(each) for each, _ in reads), sum(size for _, size in reads)
+        over = items >= max_items or held >= max_bytes
+        low = items * 2 <= max_items and held * 2 <= max_bytes
+        assert len(channel) == items + len(begun)
         assert told == ["full", "drained"] * (len(told) // 2) + ["full"] * (len(told) % 2)
         assert channel.full is (len(told) % 2 == 1)
         if what in ("flush", "end"):

@@ -156,7 +156,7 @@ class EUMapper:
         tps = len(window)
         velocity = tps / profile.tps_max if tps < profile.tps_max else 1.0
         flow = self.flow if delta > self._stall_ns else 1.0
-        self.certainty = sure = certainty(logprobs)
+        self.certainty = sure = certainty(logprobs) if logprobs is not None else None
         if sure is not None:
             self._sure = sure
             self._sure_until = time + self._reuse_ns

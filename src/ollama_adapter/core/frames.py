@@ -62,7 +62,11 @@ class _Lane:
     rate: float = 0.0  # EU/s, at rate_ns
     rate_ns: int = 0
 
-    def count(self, event: TokenEvent, energy: float) -> None:
+    def count(self, event: TokenEvent) -> None:
+        """Without an energy, or with one that is none, a token brings 0 EU."""
+        energy = event.energy
+        if energy is None or not 0.0 <= energy <= 1.0:
+            energy = 0.0
         now_ns, before_ns = event.arrival_ns, self.arrival_ns
         delta_ns = 0 if before_ns is None or now_ns < before_ns else now_ns - before_ns
         self.tracker.token(now_ns, energy, delta_ns)
@@ -76,19 +80,18 @@ class _Lane:
 
     def count_read(self, events: Sequence[TokenEvent]) -> None:
         """Count tokens that arrived at one instant."""
-        first, *rest = events
-        self.count(first, _counted(first))
-        if rest:
+        self.count(events[0])
+        if len(events) > 1:
             energies = [
                 energy if (energy := each.energy) is not None and 0.0 <= energy <= 1.0 else 0.0
-                for each in rest
+                for each in events[1:]
             ]
             self.tracker.tokens_at_once(energies)
             generated = sum(energies)
             self.rate += generated
             self.generated += generated
-            self.tokens += len(rest)
-            self.last = rest[-1].index
+            self.tokens += len(energies)
+            self.last = events[-1].index
 
     def rate_at(self, now_ns: int) -> float:
         """EU/s: every token counts its E, fading with a time constant of 1 s."""
@@ -107,12 +110,6 @@ class _Lane:
         )
         self.tokens, self.first, self.last, self.generated = 0, None, None, 0.0
         return shown
-
-
-def _counted(event: TokenEvent) -> float:
-    """What a token brings, in EU."""
-    energy = event.energy
-    return energy if energy is not None and 0.0 <= energy <= 1.0 else 0.0
 
 
 class FrameComposer:
@@ -151,11 +148,8 @@ class FrameComposer:
             lane.arrival_ns = None
 
     def ingest(self, event: TokenEvent) -> None:
-        """Count a token. Without an energy it brings 0 EU.
-
-        A token of a session that is not open is counted too, and shown once, as DRAINED.
-        """
-        self._lane_of(event).count(event, _counted(event))
+        """Count a token; one of a session that is not open, too, which is shown once, as DRAINED."""
+        self._lane_of(event).count(event)
 
     def ingest_read(self, events: Sequence[TokenEvent]) -> None:
         """Count the tokens of one read: at least one, of one session, of one instant."""

@@ -9,7 +9,7 @@ list of them with those before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ollama_adapter.core.account import Account
@@ -21,21 +21,18 @@ from ollama_adapter.core.records import ChatRecord, GenerateRecord, LogprobEntry
 from ollama_adapter.events import Channel, Finish, Source, Statistics, TokenEvent, Way
 
 _TEXT: Final = Channel.TEXT  # looked up once: a member of an enum takes Python 0.1 µs to find
-_Piece = tuple[str, LogprobEntry | None, tuple[int, ...] | None]
-"""A token with nothing beside it: its text, its log probabilities, its ids."""
 
 
 class Generation(Account):
-    """The state of one answer. `deliver` is given each event, at once, in order."""
+    """The state of one answer: what each read of its records becomes."""
 
-    __slots__ = ("_deliver", "_epoch_offset_ns", "_joint", "source", "way")
+    __slots__ = ("_epoch_offset_ns", "_events", "_joint", "source", "way")
 
     def __init__(
         self,
         statistics: Statistics,
         mapper: EUMapper,
         epoch_offset_ns: int,
-        deliver: Callable[[TokenEvent], None],
         *,
         truncate: bool = False,
         wants_logprobs: bool = True,
@@ -45,42 +42,25 @@ class Generation(Account):
         self.way: Way | None = None
         self._joint: Joint | None = None
         self._epoch_offset_ns = epoch_offset_ns
-        self._deliver = deliver
+        self._events: list[TokenEvent] = []  # of the read that is being taken
 
-    def receive_all(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
-        """Take the records of one read: what `receive` makes of one after the other, sooner.
+    def receive(
+        self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int
+    ) -> list[TokenEvent]:
+        """The events of one read, whose records arrived at `now_ns`.
 
-        Nearly all have a token's text and nothing beside it. Those in a row are made into events together.
+        Nearly all have a token's text and nothing beside it. Many of those at once have a way of their own.
         """
-        if len(records) == 1:  # of its own, a token costs less without what saves time for many
-            return self.receive(records[0], now_ns)
-        plain: list[_Piece] = []
-        for record in records:
-            if isinstance(record, GenerateRecord):
-                text, more = record.response, bool(record.thinking)
-            elif (message := record.message) is not None:
-                text, more = message.content, bool(message.thinking or message.tool_calls)
-            else:
-                text, more = "", False
-            entries = record.logprobs
-            if (
-                more
-                or not text
-                or record.done
-                or record.error is not None
-                or record.remote_host
-                or self._joint is not None
-                or (entries and len(entries) > 1)
-            ):
-                self._emit_all(plain, now_ns)
-                plain = []
-                self.receive(record, now_ns)
-            else:
-                plain.append((text, entries[0] if entries else None, record.token_ids))
-        self._emit_all(plain, now_ns)
+        texts = _plain_texts(records) if len(records) > 1 and self._joint is None else None
+        if texts:
+            self._emit_all(texts, records, now_ns)
+        else:
+            for record in records:
+                self._receive(record, now_ns)
+        events, self._events = self._events, []
+        return events
 
-    def receive(self, record: GenerateRecord | ChatRecord, now_ns: int) -> None:
-        """Take one record that arrived at `now_ns`."""
+    def _receive(self, record: GenerateRecord | ChatRecord, now_ns: int) -> None:
         tool_calls: list[dict[str, Any]] | None = None
         if isinstance(record, GenerateRecord):
             text, thinking = record.response, record.thinking
@@ -126,7 +106,9 @@ class Generation(Account):
         ids: tuple[int, ...] | None,
         now_ns: int,
     ) -> None:
-        self._count_repeats((text,))
+        chunk = text.strip()
+        self._repeats = self._repeats + 1 if chunk == self._last_text else 1
+        self._last_text = chunk
         if not entries:
             self._emit(text, channel, None, ids, now_ns)
         elif len(entries) == 1 or "".join([each.token for each in entries]) != text:
@@ -137,24 +119,21 @@ class Generation(Account):
                 self._emit(entry.token, channel, entry, None if ids is None else (), now_ns)
             self._emit(last.token, channel, last, ids, now_ns)
 
-    def _emit_all(self, pieces: Sequence[_Piece], now_ns: int) -> None:
-        """What `_piece` and `_emit` make of one after the other."""
-        if not pieces:
-            return
-        statistics, deliver = self.statistics, self._deliver
+    def _emit_all(self, texts: Sequence[str], records: Sequence[Record], now_ns: int) -> None:
+        """What `_piece` and `_emit` do with plain records, one after the other."""
+        statistics, emit = self.statistics, self._events.append
         session_id, model = statistics.session_id, statistics.served_by
         source, way, epoch_ms = self.source, self.way, (self._epoch_offset_ns + now_ns) // 1_000_000
-        read = [None if entry is None else _best(entry) for _, entry, _ in pieces]
+        read = [_best(each.logprobs[0]) if each.logprobs else None for each in records]
         energies = self._mapper.tokens(now_ns, read)
         delta_ms = self._count_time(now_ns)
         index, total = statistics.tokens, self._energy_sum
-        for (text, entry, ids), logprobs, energy in zip(pieces, read, energies, strict=True):
-            if entry is None:
-                chosen = candidates = None
-            else:
+        for text, record, logprobs, energy in zip(texts, records, read, energies, strict=True):
+            chosen = candidates = None
+            if record.logprobs:
+                entry = record.logprobs[0]
                 chosen, candidates = entry.logprob, entry.top_logprobs
-            total += energy
-            deliver(
+            emit(
                 TokenEvent(
                     text,
                     epoch_ms,
@@ -170,15 +149,16 @@ class Generation(Account):
                     candidates,
                     None,
                     now_ns,
-                    ids,
+                    record.token_ids,
                     way,
                 )
             )
             delta_ms = 0
             index += 1
+            total += energy
         self._energy_sum, statistics.tokens = total, index
         self._without_logprobs += read.count(None)
-        self._count_repeats([text for text, _, _ in pieces])
+        self._count_repeats(texts)
 
     def _emit(
         self,
@@ -207,7 +187,7 @@ class Generation(Account):
         statistics.tokens = index + 1
         energy = self._mapper.token(now_ns, logprobs)
         self._energy_sum += energy
-        self._deliver(
+        self._events.append(
             TokenEvent(
                 token,
                 (self._epoch_offset_ns + now_ns) // 1_000_000,
@@ -288,6 +268,30 @@ class Generation(Account):
         if self._joint is not None:  # nothing was missing but this
             self._close_seam(self._joint, now_ns)
         self._count_last(record)
+
+
+def _plain_texts(records: Sequence[GenerateRecord | ChatRecord]) -> list[str] | None:
+    """The texts of records that have each one token of text, and nothing beside it; else None."""
+    texts = []
+    for record in records:
+        if isinstance(record, GenerateRecord):
+            text, more = record.response, bool(record.thinking)
+        elif (message := record.message) is not None:
+            text, more = message.content, bool(message.thinking or message.tool_calls)
+        else:
+            return None
+        entries = record.logprobs
+        if (
+            more
+            or not text
+            or record.done
+            or record.error is not None
+            or record.remote_host
+            or (entries and len(entries) > 1)
+        ):
+            return None
+        texts.append(text)
+    return texts
 
 
 def _best(entry: LogprobEntry) -> list[float]:

@@ -113,15 +113,14 @@ class RecordDecoder(Generic[R]):
         if len(data) > LONG_LINE:  # the limit of a line must not depend on how it was cut
             pieces = (data[at : at + LONG_LINE] for at in range(0, len(data), LONG_LINE))
             return [record for piece in pieces for record in self.feed(piece)]
-        head, *lines = data.split(b"\n")
-        if not lines:
-            self._keep(head)
-            return []
+        lines = data.split(b"\n")
         rest = lines.pop()
-        if self._line:
-            self._keep(head)
-            head = self._take()
-        records = self._decode_all([head, *lines])
+        records: list[R] = []
+        if lines:
+            if self._line:
+                self._keep(lines[0])
+                lines[0] = self._take()
+            records = self._decode_all(lines)
         if rest:
             self._keep(rest)
         return records
@@ -134,9 +133,8 @@ class RecordDecoder(Generic[R]):
     def _decode_all(self, lines: list[bytes]) -> list[R]:
         if self.failure is not None:
             return []
-        decode = self._decode
         try:
-            records = [decode(line) for line in lines if line]
+            records = list(map(self._decode, lines))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             records = self._decode_until_broken(lines)
         if records:
@@ -150,7 +148,7 @@ class RecordDecoder(Generic[R]):
         records: list[R] = []
         for line in lines:
             try:
-                if line and not line.isspace():  # a blank line may end in \r\n
+                if line.strip():  # a blank one is no record
                     records.append(self._decode(line))
             except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
                 self.failure = ProtocolError(_fault(error))

@@ -79,7 +79,8 @@ class SessionState:
 
     def token(self, now_ns: int, energy: float, delta_ns: int) -> None:
         """A token arrived at `now_ns`, `delta_ns` after the one before; E is `energy` after it."""
-        self.advance(now_ns)
+        if now_ns >= self.wake_ns:
+            self.advance(now_ns)
         high_ns = self._high_ns
         if high_ns is not None and now_ns < self._arrival_ns:
             high_ns += now_ns - self._arrival_ns  # the clock stepped back

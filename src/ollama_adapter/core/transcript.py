@@ -19,10 +19,11 @@ _TEXT: Final = Channel.TEXT  # looked up once: a member of an enum takes Python 
 class Transcript:
     """The account of what was delivered. `add` is on the token path, and keeps no event but the last."""
 
-    __slots__ = ("_ids", "_texts", "_tokens", "began_ns", "last", "tool_calls")
+    __slots__ = ("_ids", "_text", "_thinking", "_tokens", "began_ns", "last", "tool_calls")
 
     def __init__(self) -> None:
-        self._texts: dict[Channel, list[str]] = {each: [] for each in Channel}
+        self._text: list[str] = []
+        self._thinking: list[str] = []
         self._ids: list[int] | None = []
         self._tokens = 0
         self.began_ns = 0  # when the first event arrived; 0 before
@@ -37,22 +38,20 @@ class Transcript:
 
     def add(self, events: Sequence[TokenEvent]) -> None:
         """Account for the events of one read, in order."""
-        texts = [each.token for each in events if each.channel is _TEXT]
-        self._texts[_TEXT].append("".join(texts))
-        if len(texts) != len(events):
-            thinking = [each.token for each in events if each.channel is Channel.THINKING]
-            self._texts[Channel.THINKING].append("".join(thinking))
-            self.tool_calls += [_functions(each.tool_calls) for each in events if each.tool_calls]
+        self.last = last = events[-1]
+        if len(events) == 1 and last.channel is _TEXT:
+            self._text.append(last.token)
+        else:
+            self._add_read(events)
         if self._ids is not None:
             self._add_ids(self._ids, events)
         self._tokens += len(events)
-        self.last = events[-1]
         if not self.began_ns:
             self.began_ns = events[0].arrival_ns
 
     def text(self, channel: Channel) -> str:
-        """All that was delivered of a channel."""
-        pieces = self._texts[channel]
+        """All that was delivered of a channel: TEXT or THINKING."""
+        pieces = self._text if channel is _TEXT else self._thinking
         pieces[:] = ["".join(pieces)]
         return pieces[0]
 
@@ -65,6 +64,14 @@ class Transcript:
     def ids(self) -> Sequence[int] | None:
         """The ids of all tokens; None where the daemon did not tell every one."""
         return self._ids
+
+    def _add_read(self, events: Sequence[TokenEvent]) -> None:
+        texts = [each.token for each in events if each.channel is _TEXT]
+        self._text.append("".join(texts))
+        if len(texts) != len(events):
+            thinking = [each.token for each in events if each.channel is Channel.THINKING]
+            self._thinking.append("".join(thinking))
+            self.tool_calls += [_functions(each.tool_calls) for each in events if each.tool_calls]
 
     def _add_ids(self, ids: list[int], events: Sequence[TokenEvent]) -> None:
         for event in events:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -19,9 +20,13 @@ def _nothing() -> None:
 
 
 class Channel(Generic[T]):
-    """Lossless. The items are handed out in order, then the end: None, or an error raised once."""
+    """Lossless. The items are handed out in order, then the end: None, or an error raised once.
+
+    What one read of a socket brought stays together: the limits count what no reader has begun.
+    """
 
     __slots__ = (
+        "_begun",
         "_bytes",
         "_ended",
         "_error",
@@ -30,13 +35,17 @@ class Channel(Generic[T]):
         "_max_bytes",
         "_max_items",
         "_reader",
+        "_reads",
+        "loop",
         "on_drained",
         "on_full",
         "__weakref__",
     )
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
-        self._items: deque[tuple[T, int]] = deque()
+        self._begun: Iterator[T] = iter(())  # the read that is being handed out
+        self._reads: deque[tuple[Sequence[T], int]] = deque()
+        self._items = 0  # in `_reads`, as the bytes are
         self._bytes = 0
         self._max_items = max_items
         self._max_bytes = max_bytes
@@ -44,11 +53,12 @@ class Channel(Generic[T]):
         self._ended = False
         self._error: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None  # where there can be no other
         self.on_full: Callable[[], None] = _nothing
         self.on_drained: Callable[[], None] = _nothing
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._items + length_hint(self._begun)
 
     @property
     def full(self) -> bool:
@@ -57,21 +67,24 @@ class Channel(Generic[T]):
 
     def put(self, item: T, size: int) -> None:
         """Add an item of `size` bytes; never waits. The reader wakes at `flush`."""
-        self._items.append((item, size))
-        self._bytes += size
+        self.put_all((item,), size)
 
-    def put_all(self, items: Iterable[T], sizes: Sequence[int]) -> None:
-        """The same for the items of a whole read."""
-        self._items += zip(items, sizes, strict=True)
-        self._bytes += sum(sizes)
+    def put_all(self, items: Sequence[T], size: int) -> None:
+        """Add the items of a read, at least one, of `size` bytes in all. They are not copied."""
+        self._reads.append((items, size))
+        self._items += len(items)
+        self._bytes += size
 
     def flush(self) -> None:
         """Tell the reader of what was put: once per socket read, not once per item."""
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-        if not self._full and (
-            len(self._items) >= self._max_items or self._bytes >= self._max_bytes
-        ):
+        reader = self._reader
+        if reader is not None and not reader.done():
+            try:
+                reader.set_result(None)
+            except RuntimeError:
+                if not reader.get_loop().is_closed():  # else nobody waits any more
+                    raise
+        if (self._items >= self._max_items or self._bytes >= self._max_bytes) and not self._full:
             self._full = True
             self.on_full()
 
@@ -80,50 +93,59 @@ class Channel(Generic[T]):
         if not self._ended:
             self._ended = True
             self._error = error
-        if self._reader is not None and self._reader.get_loop().is_closed():
-            self._reader = None  # nobody waits there any more
         self.flush()
 
     def discard(self) -> None:
         """Forget what is there."""
-        self._items.clear()
-        self._bytes = 0
-        if self._full:
-            self._full = False
-            self.on_drained()
+        self._begun = iter(())
+        self._reads.clear()
+        self._items = self._bytes = 0
+        self._relax()
 
     def get_nowait(self) -> T | None:
         """The next item, or None when there is none at this moment."""
-        if not self._items:
-            return None
-        item, size = self._items.popleft()
-        self._bytes -= size
-        if self._full and (
-            len(self._items) * 2 <= self._max_items and self._bytes * 2 <= self._max_bytes
-        ):
-            self._full = False
-            self.on_drained()
-        return item
+        for item in self._begun:
+            return item
+        return self._begin() if self._reads else None
 
     async def get(self) -> T | None:
         """The next item; None at the end. Cancelling is safe: no item is lost."""
-        while (item := self.get_nowait()) is None:
-            if self._ended:
-                error, self._error = self._error, None
-                if error is not None:
-                    raise error
-                return None
-            await self._wait()
-        return item
+        item = self.get_nowait()
+        return await self.wait() if item is None else item
 
-    async def _wait(self) -> None:
-        if self._reader is not None:
-            raise RuntimeError("this stream is already being read by another task")
-        self._reader = asyncio.get_running_loop().create_future()
-        try:
-            await self._reader
-        finally:
-            self._reader = None
+    async def wait(self) -> T | None:
+        """The same, when `get_nowait` has just given nothing."""
+        while not self._ended:
+            if self._reader is not None:
+                raise RuntimeError("this stream is already being read by another task")
+            self._reader = (self.loop or asyncio.get_running_loop()).create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+            if (item := self.get_nowait()) is not None:
+                return item
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return None
+
+    def _begin(self) -> T:
+        """The first item of the next read."""
+        items, size = self._reads.popleft()
+        self._items -= len(items)
+        self._bytes -= size
+        self._begun = begun = iter(items)
+        if self._full:
+            self._relax()
+        return next(begun)
+
+    def _relax(self) -> None:
+        """Tell a writer that waits, once half of what it may put has gone."""
+        few = self._items * 2 <= self._max_items and self._bytes * 2 <= self._max_bytes
+        if few and self._full:
+            self._full = False
+            self.on_drained()
 
 
 class Latest(Generic[T]):
@@ -149,8 +171,13 @@ class Latest(Generic[T]):
         self._wake()
 
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        reader = self._reader
+        if reader is not None and not reader.done():
+            try:
+                reader.set_result(None)
+            except RuntimeError:
+                if not reader.get_loop().is_closed():  # else nobody waits any more
+                    raise
 
     async def get(self) -> T | None:
         """The newest item not yet seen; None at the end. Cancelling is safe."""

@@ -100,16 +100,20 @@ class Exchange(asyncio.Protocol):
         "_request",
         "_sink",
         "_transport",
+        "_whole",
         "ended",
+        "on_body",
         "status",
     )
 
     def __init__(self, request: bytes, sink: Sink) -> None:
         self._request = request
         self._sink = sink
-        self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._chunks: list[bytes] = []
+        self._whole = 0  # how many of the chunks belong to a response that has come whole
+        self.on_body = self._chunks.append  # httptools' side: one call in C per token
+        self._parser = httptools.HttpResponseParser(self)
         self._head_bytes = 0
         self._complete = False
         self._paused = False
@@ -133,12 +137,13 @@ class Exchange(asyncio.Protocol):
         if self.ended.done():
             return
         try:
-            if not self.status:
-                self._count_head(data)
-            self._feed(data)
+            if self.status:
+                self._parser.feed_data(data)
+            else:
+                self._feed_head(data)
             self._hand_over(now_ns)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self.fail(self._broken(now_ns))
+            self._break(now_ns)
         except AdapterError as error:
             self.fail(error)
         if self._complete:
@@ -156,13 +161,12 @@ class Exchange(asyncio.Protocol):
         if status >= 200 and not self._complete:
             self.status = status
 
-    def on_body(self, body: bytes) -> None:
-        if not self._complete:  # what follows a whole response is nobody's
-            self._chunks.append(body)
-
     def on_message_complete(self) -> None:
-        if self.status:  # otherwise it was an interim response, such as 100
+        if (
+            self.status and not self._complete
+        ):  # without a status it was an interim one, such as 100
             self._complete = True
+            self._whole = len(self._chunks)
 
     # ours
 
@@ -188,36 +192,37 @@ class Exchange(asyncio.Protocol):
         else:
             self._end(False)
 
-    def _feed(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            if not self._complete:
-                raise
-        if not self.status and self._head_bytes > MAX_HEAD_BYTES:
-            raise ProtocolError(ENDLESS_HEAD)  # one interim answer after another
-
-    def _count_head(self, data: bytes) -> None:
+    def _feed_head(self, data: bytes) -> None:
+        """Until the head has come, which must end."""
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES and b"\r\n\r\n" not in data[:MAX_HEAD_BYTES]:
             raise ProtocolError(ENDLESS_HEAD)
+        self._parser.feed_data(data)
+        if not self.status and self._head_bytes > MAX_HEAD_BYTES:
+            raise ProtocolError(ENDLESS_HEAD)  # one interim answer after another
 
     def _hand_over(self, now_ns: int) -> None:
         chunks = self._chunks
+        if self._complete:  # what follows a whole response is nobody's
+            del chunks[self._whole :]
         if chunks:
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             chunks.clear()
             self._sink(self.status, body, now_ns)
 
-    def _broken(self, now_ns: int) -> AdapterError:
-        """The body before broken framing is delivered, and the first fault told, however it was cut."""
-        try:
-            self._hand_over(now_ns)
-        except AdapterError as error:
-            return error
-        return ProtocolError(
+    def _break(self, now_ns: int) -> None:
+        """Not HTTP: the body before it is delivered, and the first fault told, however it was cut."""
+        error: AdapterError = ProtocolError(
             "the answer is not HTTP", hint="something else listens on the daemon's port"
         )
+        try:
+            self._hand_over(now_ns)
+        except AdapterError as fault:
+            error = fault
+        else:
+            if self._complete:
+                return
+        self.fail(error)
 
     def fail(self, error: AdapterError) -> None:
         """End the exchange with `error`, which `ended` raises."""
