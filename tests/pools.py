@@ -15,7 +15,7 @@ from ollama_adapter.core.tiers import Limits
 from ollama_adapter.events import Change, Footprint, LoadProgress, ResidencyChange
 from ollama_adapter.pool import Lease, ModelPool, Surroundings
 from ollama_adapter.system.clock import Clock, SystemClock
-from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing import Machine, Move, PretendModel, PretendOllama
 from tests.serving import WATCHDOG_S

@@ -30,7 +30,7 @@ from ollama_adapter.config import Rung
 from ollama_adapter.core.aborts import Doubt
 from ollama_adapter.errors import SessionNotFound
 from ollama_adapter.events import AbortReceipt, Phase
-from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.dialing import find_free_port
 from tests.embedded import daemons
 from tests.phases import PhaseDaemon
 from tests.serving import collect, config_for, until

@@ -38,7 +38,7 @@ from ollama_adapter.errors import (
     StreamInterrupted,
 )
 from ollama_adapter.system.clock import SystemClock
-from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.dialing import find_free_port
 from ollama_adapter.testing import (
     STREAM_END,
     STREAM_HEAD,

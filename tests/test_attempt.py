@@ -12,7 +12,8 @@ from ollama_adapter.core.requests import generate_request
 from ollama_adapter.errors import AdapterError
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import SystemClock
-from ollama_adapter.system.http import Exchange, Sink, dial_port, encode_request, open_exchange
+from ollama_adapter.system.dialing import dial_port
+from ollama_adapter.system.http import Exchange, Sink, encode_request, open_exchange
 from ollama_adapter.testing import ScriptedDaemon, answer, stream
 from tests.serving import WATCHDOG_S
 

@@ -32,7 +32,7 @@ from ollama_adapter.errors import (
 from ollama_adapter.events import DaemonChange
 from ollama_adapter.system import launch
 from ollama_adapter.system.clock import SystemClock
-from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.dialing import find_free_port
 from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing import (

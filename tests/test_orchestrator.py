@@ -8,7 +8,7 @@ import pytest
 
 from ollama_adapter import Config, DaemonConfig, DaemonMode, Frame, Orchestrator, State
 from ollama_adapter.errors import AdapterError, DaemonNotFound
-from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.dialing import find_free_port
 from ollama_adapter.testing import (
     STREAM_END,
     STREAM_HEAD,

@@ -19,7 +19,7 @@ from ollama_adapter.errors import (
     RemoteModelRefused,
 )
 from ollama_adapter.pool import ModelPool
-from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing import (
     ManualClock,

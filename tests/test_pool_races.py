@@ -18,7 +18,7 @@ from ollama_adapter.events import Change, Substitution
 from ollama_adapter.pool import Lease, ModelPool, Surroundings
 from ollama_adapter.pool.catalogue import Catalogue
 from ollama_adapter.system.clock import SystemClock
-from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing import BackgroundOllama, ManualClock, PretendOllama
 from tests.pools import MIB, Rig, bounds, model, rig

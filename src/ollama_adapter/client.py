@@ -14,9 +14,9 @@ from ollama_adapter.core.relayed import Relayed
 from ollama_adapter.core.requests import Request
 from ollama_adapter.errors import ConnectionLost, ProtocolError, PullFailed, ReadTimeout
 from ollama_adapter.events import Embeddings
+from ollama_adapter.system.dialing import Dial
 from ollama_adapter.system.http import (
     MAX_BODY_BYTES,
-    Dial,
     Exchange,
     Sink,
     encode_request,

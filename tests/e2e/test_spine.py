@@ -40,7 +40,7 @@ from ollama_adapter.errors import (
     ResponseError,
     StreamInterrupted,
 )
-from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.policy import Level
 from tests.serving import collect, text_of

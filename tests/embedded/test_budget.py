@@ -30,7 +30,7 @@ from ollama_adapter.errors import BudgetExceeded
 from ollama_adapter.events import Change, Footprint
 from ollama_adapter.pool import Lease, ModelPool, Surroundings
 from ollama_adapter.system.clock import SystemClock
-from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.scope import TaskScope
 from tests.embedded import daemons, ggufs
 from tests.serving import WATCHDOG_S

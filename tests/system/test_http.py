@@ -22,14 +22,13 @@ from ollama_adapter.errors import (
     ProtocolError,
     ReadTimeout,
 )
+from ollama_adapter.system.dialing import dial_port, find_free_port
 from ollama_adapter.system.http import (
     MAX_HEAD_BYTES,
     Exchange,
     Response,
-    dial_port,
     encode_request,
     fetch,
-    find_free_port,
     open_exchange,
 )
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ollama_adapter.system.clock import SystemClock
-from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.dialing import find_free_port
 from ollama_adapter.system.runners import Sampler, at_work, end, listener_pid, look, take
 from ollama_adapter.testing import ManualClock
 

@@ -24,7 +24,7 @@ import msgspec
 
 from ollama_adapter.embedded import starter
 from ollama_adapter.errors import ConnectFailed
-from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.dialing import dial_port
 
 SCRIPT: Final = Path(starter.__file__)
 READ_BYTES: Final = 1 << 16

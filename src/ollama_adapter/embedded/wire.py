@@ -12,7 +12,8 @@ from typing import Final, Self
 
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import TransportError
-from ollama_adapter.system.http import Dial, Exchange, open_exchange
+from ollama_adapter.system.dialing import Dial
+from ollama_adapter.system.http import Exchange, open_exchange
 
 _HIGH_WATER: Final = 1 << 18
 _CONNECT_S: Final = 30.0

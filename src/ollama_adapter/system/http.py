@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -18,13 +19,12 @@ import httptools
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import (
     AdapterError,
-    ConnectFailed,
     ConnectionLost,
-    NotLoopback,
     ProtocolError,
     ReadTimeout,
 )
 from ollama_adapter.system.clock import monotonic_ns
+from ollama_adapter.system.dialing import Dial
 
 READ_BYTES: Final = 64 << 10  # asyncio's own 256 KiB are fresh pages of the kernel, for every read
 MAX_HEAD_BYTES: Final = 64 << 10
@@ -36,41 +36,6 @@ Sink = Callable[[int, bytes, int], None]
 
 An AdapterError that it raises ends the exchange, and `Exchange.ended` raises it.
 """
-Dial = Callable[[], Awaitable[socket.socket]]
-"""Gives a connected socket: over the loopback, or out of a jail."""
-
-
-def dial_port(port: int) -> Dial:
-    """Connections to 127.0.0.1:port."""
-
-    async def dial() -> socket.socket:
-        connection: socket.socket | None = None
-        try:
-            connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().sock_connect(connection, (LOOPBACK, port))
-            peer = connection.getpeername()
-            if peer[0] != LOOPBACK:
-                raise NotLoopback(f"the peer of the connection is not {LOOPBACK}")
-            if peer == connection.getsockname():  # TCP may connect a free port to itself
-                raise ConnectFailed(f"nothing listens on {LOOPBACK}:{port}")
-        except OSError as error:
-            _close(connection)
-            raise ConnectFailed(
-                f"no connection to {LOOPBACK}:{port}: {error.strerror or type(error).__name__}"
-            ) from error
-        except BaseException:
-            _close(connection)
-            raise
-        return connection
-
-    return dial
-
-
-def _close(connection: socket.socket | None) -> None:
-    if connection is not None:
-        connection.close()
 
 
 def encode_request(
@@ -129,8 +94,9 @@ class Exchange(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         if hasattr(transport, "max_size"):
             transport.max_size = READ_BYTES
-        self._transport.write(self._request)
-        self._request = b""
+        if self._request:
+            self._transport.write(self._request)
+            self._request = b""
 
     def data_received(self, data: bytes) -> None:
         now_ns = monotonic_ns()
@@ -169,6 +135,11 @@ class Exchange(asyncio.Protocol):
             self._whole = len(self._chunks)
 
     # ours
+
+    def send(self, connection: socket.socket) -> None:
+        """What of the request goes at once; two turns of the loop later its transport has the rest."""
+        with suppress(OSError):  # of a connection that is broken the transport will tell
+            self._request = self._request[connection.send(self._request) :]
 
     def pause(self) -> None:
         """Read no more until `resume`: the kernel's buffers fill, and the daemon waits."""
@@ -249,6 +220,7 @@ async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float
     except TimeoutError as error:
         raise ReadTimeout(f"no connection to the daemon within {connect_s:g} s") from error
     exchange = Exchange(request, sink)
+    exchange.send(connection)
     try:
         await asyncio.get_running_loop().create_connection(lambda: exchange, sock=connection)
     except BaseException:
@@ -293,10 +265,3 @@ async def fetch(
     if not complete:
         raise ConnectionLost("the daemon closed the connection in the middle of its answer")
     return Response(exchange.status, bytes(body))
-
-
-def find_free_port() -> int:
-    """A loopback port that nobody holds at this moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return cast(int, probe.getsockname()[1])

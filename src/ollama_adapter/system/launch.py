@@ -32,7 +32,7 @@ from ollama_adapter.errors import (
 from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.http import dial_port, find_free_port
+from ollama_adapter.system.dialing import dial_port, find_free_port
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.paths import daemon_policy, gpu_devices
 from ollama_adapter.system.jail.policy import Level, Policy

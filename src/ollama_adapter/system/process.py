@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ollama_adapter.errors import DaemonNotFound, NotSandboxed
-from ollama_adapter.system.http import dial_port
+from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.jail.passing import Doorway
 from ollama_adapter.system.jail.policy import Level, Policy
 from ollama_adapter.system.scope import TaskScope, is_orphan

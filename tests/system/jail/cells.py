@@ -17,7 +17,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from ollama_adapter.errors import ConnectFailed, NotSandboxed
-from ollama_adapter.system.http import find_free_port
+from ollama_adapter.system.dialing import find_free_port
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.paths import JAIL_UID
 from ollama_adapter.system.jail.policy import Level, Policy
