@@ -31,18 +31,17 @@ def test_items_come_out_in_order_and_pressure_is_told_in_pairs(
     max_items: int, max_bytes: int, script: list[tuple[str, int]]
 ) -> None:
     channel: Channel[int] = Channel(max_items, max_bytes)
-    reads: deque[tuple[deque[int], int]] = deque()
-    begun: deque[int] = deque()
+    reads: deque[tuple[deque[int], int, int]] = deque()  # what is left, how many there were, bytes
     told: list[str] = []
     channel.on_full = lambda: told.append("full")
     channel.on_drained = lambda: told.append("drained")
     for number, (what, size) in enumerate(script, start=1):
         if what == "put":
             channel.put(number, size)
-            reads.append((deque([number]), size))
+            reads.append((deque([number]), 1, size))
         elif what == "put_all":
             channel.put_all([number, -number], size)
-            reads.append((deque([number, -number]), size))
+            reads.append((deque([number, -number]), 2, size))
         elif what == "flush":
             channel.flush()
         elif what == "end":
@@ -50,15 +49,14 @@ def test_items_come_out_in_order_and_pressure_is_told_in_pairs(
         elif what == "discard":
             channel.discard()
             reads.clear()
-            begun.clear()
         else:
-            if not begun and reads:
-                begun = reads.popleft()[0]
-            assert channel.get_nowait() == (begun.popleft() if begun else None)
-        items, held = sum(len(each) for each, _ in reads), sum(size for _, size in reads)
+            if reads and not reads[0][0]:
+                reads.popleft()
+            assert channel.get_nowait() == (reads[0][0].popleft() if reads else None)
+        items, held = sum(each for _, each, _ in reads), sum(each for _, _, each in reads)
         over = items >= max_items or held >= max_bytes
         low = items * 2 <= max_items and held * 2 <= max_bytes
-        assert len(channel) == items + len(begun)
+        assert len(channel) == sum(len(each) for each, _, _ in reads)
         assert told == ["full", "drained"] * (len(told) // 2) + ["full"] * (len(told) % 2)
         assert channel.full is (len(told) % 2 == 1)
         if what in ("flush", "end"):
@@ -203,6 +201,8 @@ async def test_an_item_larger_than_the_limit_passes() -> None:
     channel.put("huge", 1000)
     channel.flush()
     assert await channel.get() == "huge"
+    assert told == ["full"], "it counts until its reader comes again"
+    assert channel.get_nowait() is None
     assert told == ["full", "drained"]
 
 
@@ -258,3 +258,21 @@ async def test_a_waiting_reader_of_the_latest_hears_the_end() -> None:
     await checkpoint()
     latest.end()
     assert await reader is None
+
+
+def test_a_reader_whose_loop_was_closed_does_not_stop_the_writer() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    latest: Latest[str] = Latest()
+    loop = asyncio.new_event_loop()
+    for wait in (channel.get, latest.get):
+        reader = loop.create_task(wait())
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert not reader.done()
+        reader._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    channel.put("a", 1)
+    channel.flush()
+    channel.end()
+    latest.put("a")
+    assert len(channel) == 1

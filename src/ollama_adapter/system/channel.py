@@ -21,7 +21,7 @@ def _nothing() -> None:
 class Channel(Generic[T]):
     """Lossless. The items are handed out in order, then the end: None, or an error raised once.
 
-    What one read of a socket brought stays together: the limits count what no reader has begun.
+    What one read of a socket brought stays together, and counts for the limits until all of it is out.
     """
 
     __slots__ = (
@@ -30,6 +30,7 @@ class Channel(Generic[T]):
         "_ended",
         "_error",
         "_full",
+        "_is_begun",
         "_items",
         "_max_bytes",
         "_max_items",
@@ -42,9 +43,10 @@ class Channel(Generic[T]):
     )
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
-        self._begun: Iterator[T] = iter(())  # the read that is being handed out
         self._reads: list[tuple[Sequence[T], int]] = []  # few: a deque would take 700 bytes at once
-        self._items = 0  # in `_reads`, as the bytes are
+        self._begun: Iterator[T] = iter(())  # the first of them, while it is being handed out
+        self._is_begun = False
+        self._items = 0
         self._bytes = 0
         self._max_items = max_items
         self._max_bytes = max_bytes
@@ -57,7 +59,8 @@ class Channel(Generic[T]):
         self.on_drained: Callable[[], None] = _nothing
 
     def __len__(self) -> int:
-        return self._items + length_hint(self._begun)
+        begun = len(self._reads[0][0]) if self._is_begun else 0
+        return self._items - begun + length_hint(self._begun)
 
     @property
     def full(self) -> bool:
@@ -96,7 +99,7 @@ class Channel(Generic[T]):
 
     def discard(self) -> None:
         """Forget what is there."""
-        self._begun = iter(())
+        self._begun, self._is_begun = iter(()), False
         self._reads.clear()
         self._items = self._bytes = 0
         self._relax()
@@ -105,7 +108,7 @@ class Channel(Generic[T]):
         """The next item, or None when there is none at this moment."""
         for item in self._begun:
             return item
-        return self._begin() if self._reads else None
+        return self._begin_next() if self._reads else None
 
     async def get(self) -> T | None:
         """The next item; None at the end. Cancelling is safe: no item is lost."""
@@ -129,15 +132,16 @@ class Channel(Generic[T]):
             raise error
         return None
 
-    def _begin(self) -> T:
-        """The first item of the next read."""
-        items, size = self._reads.pop(0)
-        self._items -= len(items)
-        self._bytes -= size
-        self._begun = begun = iter(items)
-        if self._full:
+    def _begin_next(self) -> T | None:
+        """A read has been handed out, if one was begun: the first item of the next."""
+        if self._is_begun:
+            items, size = self._reads.pop(0)
+            self._items -= len(items)
+            self._bytes -= size
             self._relax()
-        return next(begun)
+        self._is_begun = bool(self._reads)
+        self._begun = iter(self._reads[0][0]) if self._is_begun else iter(())
+        return next(self._begun, None)
 
     def _relax(self) -> None:
         """Tell a writer that waits, once half of what it may put has gone."""
