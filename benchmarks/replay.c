@@ -263,8 +263,10 @@ static void start_stream(Connection *c, const char *body) {
     c->asked = count ? atol(count) : options.tokens;
     c->start = c->due = now_ns();
     if (options.rate > 0) {
-        double phase = streams++ * 0.6180339887; /* spreads any number of streams over the period */
-        c->due += (int64_t)((phase - (double)(long)phase) * 1e9 / options.rate);
+        /* Even over the period, whenever the requests came: every client meets the same arrivals. */
+        double phase = streams++ * 0.6180339887;
+        int64_t period = (int64_t)(1e9 / options.rate);
+        c->due += period - c->due % period + (int64_t)((phase - (double)(long)phase) * (double)period);
         join_queue(c);
         arm_timer();
     }
@@ -316,9 +318,15 @@ static bool flush_out(Connection *c) {
     return true;
 }
 
+static bool queued(const Connection *c) { return c->before || c->after || soonest == c; }
+
 /* Sends what is due. False when the connection has ended. */
 static bool proceed(Connection *c) {
     bool flowing = flush_out(c);
+    if (flowing && c->streaming && options.rate > 0 && !queued(c)) {
+        join_queue(c);
+        arm_timer();
+    }
     for (int turn = 0; flowing && c->streaming && turn < WRITES_PER_TURN; turn++) {
         if (c->last_written) {
             c->streaming = false;
@@ -337,6 +345,7 @@ static bool proceed(Connection *c) {
         }
         flowing = flush_out(c);
     }
+    if (!flowing) leave_queue(c); /* it does not read: nothing is due before there is room again */
     want_out(c, !flowing || (c->streaming && options.rate == 0));
     if (c->streaming || !flowing || !c->close_after) return true;
     forget(c);
