@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from typing import Self
+
+from msgspec.structs import replace
 
 from ollama_adapter.config import FrameConfig
 from ollama_adapter.core.energy import EUMapper

@@ -444,6 +444,20 @@ async def test_closing_is_seen_by_the_server_at_once() -> None:
     assert ended == [False]
 
 
+async def test_a_close_is_on_its_way_when_the_call_returns() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        exchange = await open_exchange(dial_port(port), GET, lambda *_: None, WATCHDOG_S)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(WATCHDOG_S)
+            request = b""
+            while len(request) < len(GET):
+                request += peer.recv(1024)
+            exchange.close()
+            assert peer.recv(1) == b"", "with no turn of the loop in between"
+
+
 @pytest.mark.parametrize("moment", ["connecting", "waiting", "reading"])
 async def test_cancelling_leaves_no_socket(moment: str) -> None:
     async with serving(saying(CHUNKED, hold=True)) as server:

@@ -64,6 +64,7 @@ class Exchange(asyncio.Protocol):
         "_parser",
         "_request",
         "_sink",
+        "_socket",
         "_transport",
         "_whole",
         "ended",
@@ -74,6 +75,7 @@ class Exchange(asyncio.Protocol):
     def __init__(self, request: bytes, sink: Sink) -> None:
         self._request = request
         self._sink = sink
+        self._socket: socket.socket | None = None  # the transport's
         self._transport: asyncio.Transport | None = None
         self._chunks: list[bytes] = []
         self._whole = 0  # how many of the chunks belong to a response that has come whole
@@ -138,6 +140,7 @@ class Exchange(asyncio.Protocol):
 
     def send(self, connection: socket.socket) -> None:
         """What of the request goes at once; two turns of the loop later its transport has the rest."""
+        self._socket = connection
         with suppress(OSError):  # of a connection that is broken the transport will tell
             self._request = self._request[connection.send(self._request) :]
 
@@ -161,7 +164,14 @@ class Exchange(asyncio.Protocol):
         if self.ended.get_loop().is_closed():
             self._transport = None  # nobody refers to it now, and its socket is closed
         else:
+            self._hang_up()
             self._end(False)
+
+    def _hang_up(self) -> None:
+        """Now: a transport closes its socket in the next turn of the loop, and this one may be long."""
+        if self._socket is not None and not self._complete:
+            with suppress(OSError):  # the daemon was first
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _feed_head(self, data: bytes) -> None:
         """Until the head has come, which must end."""
