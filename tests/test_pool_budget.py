@@ -172,7 +172,7 @@ async def test_a_shared_daemon_is_told_of_the_budget_and_loads_all_the_same(
     async with rig(A, model("big", 900), limits=bounds(250), shared=True) as run:
         held = await run.acquire("a")
         plan = await run.pool.plan("big")
-        assert plan.fits and plan.advisory
+        assert not plan.fits and plan.advisory and not plan.refused
         (await run.acquire("big")).release()
         assert left(run) == {"a", "big"}
         held.release()

@@ -85,7 +85,11 @@ class Standins:
             plan = await self._pool.plan(name)
         except AdapterError as error:
             return str(error)
-        if plan.fits and not plan.resident:  # where the budget is advice every plan fits
+        if plan.fits:
+            return ""
+        if (
+            plan.advisory
+        ):  # it would be loaded, though others have to go: but none beyond the budget
             limits = self._pool.surroundings.limits()
             return too_large(plan.weights_bytes, plan.takes.total, limits)
-        return "" if plan.fits else plan.reason
+        return plan.reason

@@ -56,7 +56,7 @@ def housekeeping(request: ScriptedRequest) -> list[Piece]:
 
 def without_memory(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """As the daemon lists them."""
-    ours = ("resident", "fits", "needs_bytes", "reason")
+    ours = ("resident", "fits", "advisory", "needs_bytes", "reason")
     return [{key: value for key, value in each.items() if key not in ours} for each in lines]
 
 
@@ -90,6 +90,23 @@ async def test_which_models_fit_and_which_are_there(machine: Machine) -> None:
     assert listed["here:latest"]["resident"] and listed["here:latest"]["needs_bytes"] > 400 << 20
     assert (listed["there:latest"]["resident"], listed["there:latest"]["fits"]) == (False, True)
     assert "in use: 4" in done.out and "fits: " in done.out
+
+
+async def test_a_model_beyond_a_budget_that_is_advice_is_not_said_to_fit(machine: Machine) -> None:
+    async with PretendOllama(PretendModel("huge:70b", size_bytes=4000 << 30)) as daemon:
+        machine.port = daemon.port
+        (line,) = (await machine.run("models", "--json")).lines
+        done = await machine.run("models")
+        plan = await machine.run("plan", "huge:70b")
+        loaded = await machine.run("load", "huge:70b")
+    assert (line["fits"], line["advisory"]) == (False, True)
+    assert "over budget: 4000" in done.out and "fits" not in done.out
+    assert "only advice: this daemon is not ours alone" in done.err
+    assert (
+        plan.code == 1 and "not within the budget, which is only advice here: its file" in plan.out
+    )
+    assert "yes" not in plan.out and "and after" in plan.out
+    assert loaded.code == 0
 
 
 async def test_ps(machine: Machine) -> None:

@@ -182,12 +182,13 @@ def test_the_order_in_which_memory_is_listed_does_not_matter(case: Case, random:
 def test_a_shared_daemon_is_never_refused_and_nobody_is_waited_for(case: Case) -> None:
     plan = solve(case, replace(RULES, advisory=True))
     own = solve(case)
-    assert plan.fits and plan.advisory and not plan.waits_for
+    assert not plan.refused and plan.advisory and not plan.waits_for
+    assert own.refused == (not own.fits)
     assert plan.takes.total == case[0].total
     if own.fits and not own.waits_for:
-        assert leaving(plan) == leaving(own)
+        assert plan.fits and leaving(plan) == leaving(own)
     else:
-        assert not plan.evict
+        assert not plan.fits and not plan.evict
         assert "decides by itself" in plan.reason
 
 
@@ -355,7 +356,7 @@ def test_a_shared_daemon_is_told() -> None:
     busy = plan_load("x", needing(6 * GIB), [held("a", 4.0, busy=True)], limits(), shared)
     assert busy.reason.startswith("it would have to wait for a; the daemon was not started by this")
     over = plan_load("x", needing(6 * GIB), [held("a", 9.0, foreign=True)], limits(), shared)
-    assert over.fits
+    assert not over.fits and not over.refused
 
 
 def test_a_need_that_was_measured() -> None:

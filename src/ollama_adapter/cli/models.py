@@ -27,6 +27,10 @@ from ollama_adapter.system import settings
 
 Work = Coroutine[Any, Any, None]
 FOR_EVER: Final = "for ever"
+ADVICE: Final = (
+    "over budget is what does not fit into the budget (`ollama-adapter tier`), which is only advice: "
+    "this daemon is not ours alone, and may load it all the same"
+)
 
 
 def models(*, as_json: bool) -> Work:
@@ -47,6 +51,8 @@ async def _models(config: Config, as_json: bool) -> None:
         add_row(table, _model_row(each))
     spare = ("MODIFIED", "FAMILY", "PARAMETERS", "QUANTISATION")
     show(table, empty="no models here: ollama-adapter import FILE.gguf NAME adds one", spare=spare)
+    if any(each["advisory"] and not each["fits"] for each in found):
+        complain("note", ADVICE)
     if any(is_demonstration(str(each.get("name", ""))) for each in found):
         console(stderr=True).print(Text(f"\n{DEMONSTRATION}", LABEL))
 
@@ -56,10 +62,12 @@ async def _in_memory(adapter: OllamaAdapter, name: str) -> dict[str, Any]:
     try:
         plan = await adapter.pool.plan(name)
     except AdapterError as error:
-        return {"resident": None, "fits": None, "needs_bytes": None, "reason": str(error)}
+        unknown = dict.fromkeys(("resident", "fits", "advisory", "needs_bytes"))
+        return {**unknown, "reason": str(error)}
     return {
         "resident": plan.resident,
         "fits": plan.fits,
+        "advisory": plan.advisory,
         "needs_bytes": plan.takes.total,
         "reason": plan.reason,
     }
@@ -70,8 +78,7 @@ def _model_row(model: Mapping[str, Any]) -> list[str]:
     about: Mapping[str, Any] = details if isinstance(details, dict) else {}
     memory = "–"
     if model["fits"] is not None:
-        words = "in use" if model["resident"] else "fits" if model["fits"] else "too large"
-        memory = f"{words}: {gib(model['needs_bytes'])}"
+        memory = f"{_verdict(model)}: {gib(model['needs_bytes'])}"
     return [
         str(model.get("name", "")),
         _bytes(model.get("size")),
@@ -81,6 +88,14 @@ def _model_row(model: Mapping[str, Any]) -> list[str]:
         memory,
         instant(model.get("modified_at")),
     ]
+
+
+def _verdict(model: Mapping[str, Any]) -> str:
+    if model["resident"]:
+        return "in use"
+    if model["fits"]:
+        return "fits"
+    return "over budget" if model["advisory"] else "too large"
 
 
 def adopting(config: Config) -> Config:

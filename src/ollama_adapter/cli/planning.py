@@ -59,7 +59,7 @@ async def _ask(config: Config, model: str, num_ctx: int | None) -> tuple[LoadPla
 
 def after_load(found: LoadPlan, there: Mapping[str, Footprint]) -> Footprint:
     """What is taken once the plan has been carried out; `there` is what each model in memory takes."""
-    if found.resident or not found.fits:
+    if found.resident or found.refused:
         return found.used
     gone = {name: there.get(name, Footprint()) for name in found.waits_for}
     # with other options the daemon puts it in its own place
@@ -78,14 +78,14 @@ def plan_table(found: LoadPlan, after: Footprint, asked: int = 0) -> Table:
         "context": f"{found.num_ctx} tokens: it was made for no more than that"
         if asked > found.num_ctx
         else "",
-        "fits": f"{'yes' if found.fits else 'no'}: {found.reason}",
+        "fits": f"{_verdict(found)}: {found.reason}",
         "needs": (
             f"{gib(total)}: weights {gib(found.weights_bytes)}, cache of {found.num_ctx} tokens "
             f"{gib(found.kv_bytes)}, overhead {gib(found.overhead_bytes)}"
         ),
-        "goes to": budget(found.takes) if found.fits else "",
+        "goes to": "" if found.refused else budget(found.takes),
         "in use before": f"{budget(found.used)}, of a budget of {budget(found.budget)}",
-        "and after": budget(after) if found.fits else "",
+        "and after": "" if found.refused else budget(after),
         "evicts": "\n".join(evicts),
         "waits for": ", ".join(found.waits_for),
         "load takes": "" if expected is None or found.resident else f"about {expected:.1f} s",
@@ -98,3 +98,9 @@ def plan_table(found: LoadPlan, after: Footprint, asked: int = 0) -> Table:
         if value:
             table.add_row(label, Text(harmless(value)))
     return table
+
+
+def _verdict(found: LoadPlan) -> str:
+    if found.fits:
+        return "yes"
+    return "no" if found.refused else "not within the budget, which is only advice here"

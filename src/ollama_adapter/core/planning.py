@@ -135,9 +135,10 @@ def too_large(weights_bytes: int, total: int, limits: Limits) -> str:
 
 
 def _refuse(plan: LoadPlan, scene: _Scene, why: str) -> LoadPlan:
-    """It does not fit: which is only said where the daemon is not ours alone."""
+    """It does not fit: which is no more than said where the daemon is not ours alone."""
+    plan = replace(plan, fits=False, takes=Footprint(scene.need.total), reason=why)
     if not plan.advisory:
-        return replace(plan, fits=False, takes=Footprint(scene.need.total), reason=why)
+        return plan
     reason = f"{why}; the daemon was not started by this adapter, and decides by itself"
     mine = [Eviction(each.name, each.footprint, ANEW) for each in scene.mine if not each.busy]
     free = scene.free(scene.mine)

@@ -176,9 +176,9 @@ class LoadPlan:
     """What loading a model takes, and does to the others; nothing has been done yet.
 
     `fits`: it can be in memory within the budget, at once or after `waits_for` have become idle; else
-    `reason` says why not. The need is `weights_bytes` + `kv_bytes` (for `num_ctx` tokens) + `overhead_bytes`,
-    which go to `takes`. `used` is what is taken before, of `budget`. `expected_s` is the likely time, None
-    where nothing is known. `advisory`: others use this daemon, too, and are not bound by the budget.
+    `reason` says why not, and it is `refused`, but where the budget is advice (`advisory`).
+    The need is `weights_bytes` + `kv_bytes` (for `num_ctx` tokens) + `overhead_bytes`, which go to `takes`.
+    `used` is what is taken before, of `budget`. `expected_s` is the likely time, None where nothing is known. `advisory`: others use this daemon, too, and the budget binds nobody.
     """
 
     model: str
@@ -196,6 +196,11 @@ class LoadPlan:
     waits_for: tuple[str, ...] = ()
     expected_s: float | None = None
     advisory: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """The pool does not load it."""
+        return not self.fits and not self.advisory
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,15 +225,15 @@ class Admission:
             going = [*(each.model for each in plan.evict), *plan.waits_for]
             errand.closing = frozenset(map(str.lower, going))
             plans.append(plan)
-            return not plan.fits or not plan.waits_for
+            return plan.refused or not plan.waits_for
 
         errand.stage = Stage.MEMORY
         while await self._wait(errand, possible) or not self._catalogue.known(errand.key):
             await self._ask(errand)
         plan = plans[-1]
-        if not plan.fits:
+        if plan.refused:
             raise _too_large(plan)
-        if plan.advisory and not plan.takes.fits(plan.budget - plan.used) and not self._warned:
+        if not plan.fits and not self._warned:
             self._warned = True
             log.warning("the memory budget is only advice here: %s", plan.reason)
         return plan

@@ -33,7 +33,8 @@ def ps(as_json: Json = False) -> None:
 def plan(model: Model, num_ctx: NumCtx = None, as_json: Json = False) -> None:
     """Tell what loading a model would take, whether it fits, who would have to go, and why.
 
-    Loads nothing. Ends with 0 if it fits, with 1 if it does not.
+    Loads nothing. Ends with 0 if it fits into the budget, with 1 if it does not,
+    also where the budget is only advice.
 
     \b
     Examples:
