@@ -26,6 +26,7 @@ from ollama_adapter import (
 from ollama_adapter.errors import (
     AdapterError,
     ConnectFailed,
+    ConnectionLost,
     ContextOverflow,
     GenerationError,
     Interruption,
@@ -542,6 +543,27 @@ async def test_what_are_no_embeddings_is_an_error(sent: dict[str, Any]) -> None:
     async with served(sending(json_response(sent))) as (adapter, _):
         with pytest.raises((ProtocolError, RemoteModelRefused)):
             await adapter.embed("m", ["one", "two"])
+
+
+@pytest.mark.parametrize("cuts", [1, 2])
+async def test_an_embedding_that_was_cut_is_tried_once_more(cuts: int) -> None:
+    vectors = json_response({"embeddings": [[1.0]]})
+
+    def script(request: ScriptedRequest) -> list[Piece]:
+        return [None if len(sent()) <= cuts else vectors]
+
+    async with served(script) as (adapter, daemon):
+
+        def sent() -> list[ScriptedRequest]:
+            return [each for each in daemon.requests if each.path == "/api/embed"]
+
+        if cuts == 1:
+            assert (await adapter.embed("m", "one")).vectors == [[1.0]]
+        else:
+            with pytest.raises(ConnectionLost):
+                await adapter.embed("m", "one")
+        assert len(sent()) == 2
+        assert not adapter.pool.at_work()
 
 
 async def test_closing_ends_an_embedding_that_is_under_way() -> None:

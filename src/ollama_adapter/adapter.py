@@ -180,9 +180,13 @@ class OllamaAdapter:
     async def embed(self, model: str, texts: str | Sequence[str], **kwargs: Any) -> Embeddings:
         """One vector per text. Raises ResponseError for a model that does not embed.
 
-        Never from another model than the one asked for: vectors of two models cannot be compared.
+        Never from another model than the one asked for: vectors of two models cannot be compared. A
+        connection that was lost is followed by one more attempt. Cancelling is safe.
         """
         request = embed_request(model, texts, kwargs, self.config.pool.keep_alive)
+        return await self._backing.insist(lambda: self._embed(request))
+
+    async def _embed(self, request: Request) -> Embeddings:
         await self.ensure_running()
         with await self.pool.acquire(request, substitute=False) as lease:
             work = self.client.embed(lease.request, self.config.stream.first_token_s)

@@ -5,7 +5,8 @@ And what there is when no daemon can be had: the answers in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.core.cache import Cached
@@ -18,6 +19,8 @@ from ollama_adapter.events import LoadProgress, Statistics, TokenEvent
 from ollama_adapter.memory import Draft, Memory
 from ollama_adapter.pool import Lease, ModelPool
 from ollama_adapter.system.http import Exchange, Sink
+
+T = TypeVar("T")
 
 
 class Hold:
@@ -99,11 +102,15 @@ class Backing:
 
     async def load(self, hold: Hold) -> None:
         """A daemon with the model in memory; another model only for an answer that has not begun."""
+        await self.insist(lambda: self._load_once(hold))
+
+    async def insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Once more where the connection was lost; each attempt has to make sure of a daemon first."""
         try:
-            await self._load_once(hold)
+            return await attempt()
         except (ConnectFailed, ConnectionLost):
             await self._daemon.check()  # it may have died since we last heard of it, or just now
-            await self._load_once(hold)
+            return await attempt()
 
     def is_lost(self, hold: Hold) -> bool:
         """The daemon has no such model, though it was in memory: it is let go, and looked for anew, once."""
