@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_adapter.core.durations import FOREVER_NS
-from ollama_adapter.core.ledger import Entry, Ledger, Lessons, Listed, read_listing
+from ollama_adapter.core.ledger import (
+    LAPSE_NS,
+    Entry,
+    Ledger,
+    Lessons,
+    Listed,
+    read_footprint,
+    read_listing,
+)
 from ollama_adapter.events import Change, Footprint, ResidencyChange
 
 SECOND = 1_000_000_000
@@ -90,6 +98,16 @@ def test_a_number_that_cannot_be_is_nought(wrong: Any) -> None:
     )
     assert (found.footprint, found.num_ctx) == (Footprint(), 0)
     assert found.digest == ("7" if wrong == "7" else "")
+
+
+@pytest.mark.parametrize("wrong", [None, -1, 1.5, "7", True, 1 << 47, [1]])
+def test_a_share_of_the_gpu_that_cannot_be_makes_the_size_unknown_too(wrong: Any) -> None:
+    book, raw = ledger(entry("a", footprint=Footprint(0, 10 * MIB))), {"name": "a", "size": 300}
+    assert read_footprint(raw | {"size_vram": wrong}) == Footprint()
+    assert read_footprint(raw) == Footprint(300)
+    nonsense = [raw | {"size_vram": wrong}, {"name": "b", "size": wrong, "size_vram": 5}]
+    assert told(book.reconcile(read_listing(nonsense), NOW)) == [("b", Change.LOADED_ELSEWHERE)]
+    assert book.taken() == Footprint(0, 10 * MIB)  # as it was: nothing fell back, nothing grew
 
 
 def test_more_on_the_gpu_than_there_is_counts_once() -> None:
@@ -205,6 +223,49 @@ def test_a_model_that_is_not_listed_any_more_is_gone(
     assert told(changes) == ([("a", change)] if change else [])
     assert all(each.footprint == Footprint() for each in changes)
     assert book.entries == {}
+
+
+def test_a_model_of_ours_that_is_left_out_for_a_moment_stays_ours() -> None:
+    ours = entry("a", digest="ab", num_ctx=4096, reloading={"num_ctx": 4096}, load_s=2.0)
+    book = ledger(ours)
+    assert told(book.reconcile([], NOW)) == [("a", Change.UNLOADED_ELSEWHERE)]
+    assert book.entries == {}
+    back = book.reconcile([listed("a", 4, 6, digest="ab")], NOW + LAPSE_NS)
+    assert told(back) == [("a", Change.LOADED)] and "again" in back[0].reason
+    assert book.entries == {"a:latest": ours} and not ours.foreign
+    assert (ours.footprint, ours.load_s) == (Footprint(4 * MIB, 6 * MIB), 2.0)
+    assert not ours.is_warm(NOW), "somebody may have told the daemon another keep-alive"
+    ours.doubtful = False
+    assert ours.is_warm(NOW)
+
+
+@pytest.mark.parametrize(
+    ("state", "after_ns", "found"),
+    [
+        ({}, LAPSE_NS + 1, {}),
+        ({}, 1, {"digest": "other"}),
+        ({}, 1, {"num_ctx": 512}),
+        ({}, 1, {"ram": 11}),
+        ({"foreign": True}, 1, {}),
+        ({"until_ns": NOW}, 1, {}),
+    ],
+)
+def test_what_comes_back_late_or_as_another_is_somebody_elses(
+    state: dict[str, Any], after_ns: int, found: dict[str, Any]
+) -> None:
+    book = ledger(entry("a", **{"digest": "ab", "num_ctx": 4096} | state))
+    book.reconcile([], NOW)
+    again = listed("a", **{"digest": "ab"} | found)
+    assert told(book.reconcile([again], NOW + after_ns)) == [("a", Change.LOADED_ELSEWHERE)]
+    assert book.entries["a:latest"].foreign
+
+
+def test_nothing_comes_back_from_another_daemon() -> None:
+    ours, gone = entry("a", num_ctx=4096), entry("b")
+    book = ledger(ours, gone)
+    book.reconcile([listed("b")], NOW)
+    assert book.clear() == [gone] and book.entries == {}
+    assert told(book.reconcile([listed("a")], NOW)) == [("a", Change.LOADED_ELSEWHERE)]
 
 
 def test_a_model_in_use_keeps_its_place_and_is_told_of_once() -> None:

@@ -2,7 +2,7 @@
 
 A number counts from when it was read back; until then the planned one does. What we did not load is somebody
 else's, and stays theirs. A model in use that is not listed any more keeps its place, since the request that
-uses it may bring it back; any other is gone.
+uses it may bring it back; any other is gone. One of ours that is listed again soon, as it was, is ours again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from ollama_adapter.core.durations import FOREVER_NS
 from ollama_adapter.core.names import parse_name
@@ -19,9 +19,10 @@ from ollama_adapter.errors import InvalidRequest
 from ollama_adapter.events import Change, Footprint, ResidencyChange
 
 MARGIN_NS: Final = 500_000_000  # before its keep-alive ends a model no longer counts as warm
+LAPSE_NS: Final = 10_000_000_000  # for how long a model that is not listed may be ours again
 NOTHING: Final = Footprint()
 REMEMBERED: Final = 256
-_MOST_BYTES: Final = 1 << 50
+_MOST_BYTES: Final = 1 << 46  # no machine has 64 TiB of memory for one model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,18 @@ class Listed:
     num_ctx: int
 
 
+def read_footprint(listed: Mapping[str, Any]) -> Footprint:
+    """What an entry of /api/ps says that a model takes; nothing at all where that makes no sense.
+
+    `size` has to be a whole number from 1 to 64 TiB, and `size_vram`, where it is said, one from 0 on: of
+    `size` it is all at most. One that is none makes both unknown, and what was known before still counts.
+    """
+    size, vram = listed.get("size"), listed.get("size_vram", 0)
+    if not _is_number(size, 1) or not _is_number(vram, 0):
+        return NOTHING
+    return Footprint(max(0, size - vram), min(vram, size))
+
+
 def read_listing(entries: Iterable[Mapping[str, Any]]) -> list[Listed]:
     """What the daemon lists, without what is no model; a number that cannot be is 0."""
     found = []
@@ -44,23 +57,21 @@ def read_listing(entries: Iterable[Mapping[str, Any]]) -> list[Listed]:
             parsed = parse_name(name if isinstance(name, str) else "")
         except InvalidRequest:
             continue
-        size, vram = _number(each.get("size")), _number(each.get("size_vram"))
-        footprint = Footprint(max(0, size - vram), min(vram, size))
-        digest = each.get("digest")
+        digest, context = each.get("digest"), each.get("context_length")
         found.append(
             Listed(
                 str(parsed),
                 parsed.key,
                 digest.removeprefix("sha256:") if isinstance(digest, str) else "",
-                footprint,
-                _number(each.get("context_length")),
+                read_footprint(each),
+                context if _is_number(context, 1) else 0,
             )
         )
     return found
 
 
-def _number(value: object) -> int:
-    return value if type(value) is int and 0 < value <= _MOST_BYTES else 0
+def _is_number(value: object, least: int) -> TypeGuard[int]:
+    return type(value) is int and least <= value <= _MOST_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -115,9 +126,17 @@ class Ledger:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        self._lapsed: dict[str, tuple[int, Entry]] = {}  # and since when
 
     def __repr__(self) -> str:
         return f"<Ledger of {len(self.entries)} models>"
+
+    def clear(self) -> list[Entry]:
+        """Nothing is in memory, and nothing comes back; what there was."""
+        entries = list(self.entries.values())
+        self.entries.clear()
+        self._lapsed.clear()
+        return entries
 
     def find(self, key: str) -> Entry | None:
         return self.entries.get(key)
@@ -176,12 +195,17 @@ class Ledger:
             del self.entries[entry.key]
         if not known:
             return []
-        if not entry.users and not entry.foreign and entry.until_ns - MARGIN_NS <= now_ns:
-            return [_change(entry, Change.EXPIRED, "its keep-alive ended", now_ns, gone=True)]
+        if not entry.users and not entry.foreign:
+            if entry.until_ns - MARGIN_NS <= now_ns:
+                return [_change(entry, Change.EXPIRED, "its keep-alive ended", now_ns, gone=True)]
+            self._lapsed[entry.key] = now_ns, entry
         why = "the daemon does not list it any more, and this adapter has not unloaded it"
         return [_change(entry, Change.UNLOADED_ELSEWHERE, why, now_ns, gone=True)]
 
     def _appeared(self, found: Listed, now_ns: int) -> ResidencyChange:
+        if (entry := self._returned(found, now_ns)) is not None:
+            why = "the daemon lists it again, as this adapter has loaded it"
+            return _change(entry, Change.LOADED, why, now_ns)
         entry = Entry(
             found.name,
             found.key,
@@ -196,6 +220,18 @@ class Ledger:
         self.entries[found.key] = entry
         why = "the daemon lists it, and this adapter has not loaded it"
         return _change(entry, Change.LOADED_ELSEWHERE, why, now_ns)
+
+    def _returned(self, found: Listed, now_ns: int) -> Entry | None:
+        """The same model, of the same size: the next request makes sure how long it stays."""
+        since_ns, entry = self._lapsed.pop(found.key, (0, None))
+        if entry is None or now_ns - since_ns > LAPSE_NS:
+            return None
+        seen = found.digest, found.num_ctx, found.footprint.total
+        if seen != (entry.digest, entry.num_ctx, entry.footprint.total):
+            return None
+        entry.footprint, entry.missing, entry.doubtful = found.footprint, False, True
+        self.entries[entry.key] = entry
+        return entry
 
 
 def _compare(entry: Entry, found: Listed, now_ns: int) -> list[ResidencyChange]:

@@ -178,7 +178,8 @@ class LoadPlan:
     `fits`: it can be in memory within the budget, at once or after `waits_for` have become idle; else
     `reason` says why not, and it is `refused`, but where the budget is advice (`advisory`).
     The need is `weights_bytes` + `kv_bytes` (for `num_ctx` tokens) + `overhead_bytes`, which go to `takes`.
-    `used` is what is taken before, of `budget`. `expected_s` is the likely time, None where nothing is known. `advisory`: others use this daemon, too, and the budget binds nobody.
+    `used` is what is taken before, of `budget`. `expected_s` is the likely time, None where nothing is known.
+    `advisory`: others use this daemon, too, and the budget binds nobody.
     """
 
     model: str
