@@ -161,7 +161,7 @@ class Admission:
         return False
 
     def _is_ready(self, entry: Entry | None, errand: Errand) -> bool:
-        if entry is None or not entry.is_warm(self._clock.now_ns()):
+        if entry is None or errand.renews or not entry.is_warm(self._clock.now_ns()):
             return False
         if self._line.closed(errand.key, but=errand):
             return False

@@ -37,10 +37,15 @@ class Dispatch:
         return Counter(each.key for each in self._line.errands if each.key)
 
     def waiter(
-        self, *, works: bool, keep_alive: str | float, on_progress: Progress | None
+        self,
+        *,
+        works: bool,
+        keep_alive: str | float,
+        on_progress: Progress | None,
+        renews: bool = False,
     ) -> Waiter:
         future: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
-        return Waiter(future, works, keep_alive, on_progress, self._clock.now_ns())
+        return Waiter(future, works, keep_alive, on_progress, self._clock.now_ns(), renews)
 
     async def bring(
         self,

@@ -110,17 +110,22 @@ class ModelPool:
         """Until the model is in memory; True when it was there already.
 
         `reloading` are the options that decide how it is loaded, such as num_ctx: a model that was loaded
-        with others is loaded anew. Raises as acquire does. Cancelling leaves the load to others, if any.
+        with others is loaded anew. The daemon is told a `keep_alive` that is given also of a model that is
+        there: it stays for so long from then on (but for 0, which is for requests: `unload` ends a stay at
+        once). Raises as acquire does. Cancelling leaves the load to others, if any.
         """
         key = local_key(model)
         if reloading:
             check_options(reloading)
-        if self.is_warm(model, reloading or {}) and not self._line.closed(key):
+        alive = self._config.keep_alive if keep_alive is None else keep_alive
+        renews = keep_alive is not None and keep_alive_ns(keep_alive) != 0
+        if not renews and self.is_warm(model, reloading or {}) and not self._line.closed(key):
             return True
         name = local_name(model)
-        alive = self._config.keep_alive if keep_alive is None else keep_alive
         demand = dict(reloading) if reloading else None
-        waiter = self._dispatch.waiter(works=False, keep_alive=alive, on_progress=on_progress)
+        waiter = self._dispatch.waiter(
+            works=False, keep_alive=alive, on_progress=on_progress, renews=renews
+        )
         granted = await self._dispatch.bring(str(name), key, demand or {}, demand, waiter)
         return granted.warm
 
@@ -141,26 +146,27 @@ class ModelPool:
         before = key in self._planner.pinned
         self._planner.pinned.add(key)
         try:
-            await self._renew(model, key, -1, reloading)
+            await self.ensure_loaded(model, keep_alive=-1, reloading=reloading)
         except BaseException:
             if not before:
                 self._planner.pinned.discard(key)
             raise
 
     async def unpin(self, model: str) -> None:
-        """From now on the model may go, and its keep-alive begins. Raises as acquire."""
+        """From now on the model may go, and its keep-alive begins. Raises as acquire.
+
+        A model in memory that somebody else keeps there for good is given a keep-alive, too.
+        """
         key = local_key(model)
         self._planner.pinned.discard(key)
-        if self._ledger.find(key) is not None:
-            await self._renew(model, key, self._config.keep_alive, {})
-
-    async def _renew(
-        self, model: str, key: str, keep_alive: str | float, reloading: Mapping[str, Any]
-    ) -> None:
-        """Tell the daemon of another keep-alive, too."""
-        if (entry := self._ledger.find(key)) is not None:
-            entry.doubtful = True
-        await self.ensure_loaded(model, keep_alive=keep_alive, reloading=reloading)
+        if self._ledger.find(key) is None:
+            await self._admission.look()
+        if self._ledger.find(key) is None:
+            return
+        if keep_alive_ns(self._config.keep_alive):
+            await self.ensure_loaded(model, keep_alive=self._config.keep_alive)
+        else:
+            await self.unload(model)
 
     async def plan(self, model: str, num_ctx: int | None = None) -> LoadPlan:
         """What loading the model would do, and why, from what the daemon lists now. Cancelling is safe."""
@@ -257,8 +263,7 @@ class ModelPool:
 
         A load that is under way may be the next one's already, and then has to be seen to be ours.
         """
-        entries = list(self._ledger.entries.values())
-        self._ledger.entries.clear()
+        entries = self._ledger.clear()
         for each in entries:
             if each.loading and not each.users:
                 self._ledger.entries[each.key] = each

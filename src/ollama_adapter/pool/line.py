@@ -40,13 +40,16 @@ class Granted:
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One request. `works`: it needs a place to work, not only the model in memory."""
+    """One request. `works`: it needs a place to work, not only the model in memory. `renews`: the daemon
+    has to be told its keep-alive, also of a model that is there.
+    """
 
     future: asyncio.Future[Granted]
     works: bool
     keep_alive: str | float
     on_progress: Progress | None
     since_ns: int
+    renews: bool = False
     queued_ns: int = 0
     deadline_ns: int = 0
 
@@ -81,6 +84,10 @@ class Errand:
     @property
     def works(self) -> bool:
         return any(each.works for each in self.waiters)
+
+    @property
+    def renews(self) -> bool:
+        return any(each.renews for each in self.waiters)
 
     @property
     def options(self) -> Mapping[str, Any]:
