@@ -215,6 +215,7 @@ async def test_every_command_has_help_with_examples(machine: Machine) -> None:
         "load",
         "unload",
         "pin",
+        "unpin",
         "import",
         "rm",
         "purge",

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from ollama_adapter.cli.planning import after_load, plan_table
+from ollama_adapter.cli.residents import footprint
 from ollama_adapter.events import Eviction, Footprint, LoadPlan
 from ollama_adapter.testing import PretendModel, PretendOllama
 from ollama_adapter.testing.memory import Machine as Memory
@@ -46,6 +47,20 @@ async def test_a_model_is_loaded_listed_and_unloaded(machine: Machine) -> None:
         assert line == {"unloaded": "small:1b", "was_in_memory": False, "freed_bytes": 0}
 
 
+async def test_a_load_says_that_it_has_loaded_anew_and_why(machine: Machine) -> None:
+    async with PretendOllama(SMALL) as daemon:
+        machine.port = daemon.port
+        (first,) = (await machine.run("load", "small:1b", "--num-ctx", "2048", "--json")).lines
+        done = await machine.run("load", "small:1b", "--num-ctx", "1024")
+        (same,) = (await machine.run("load", "small:1b", "--num-ctx", "1024", "--json")).lines
+        (other,) = (await machine.run("pin", "small:1b", "-o", "num_gpu=3", "--json")).lines
+    why = "with num_ctx=1024, since it was there with num_ctx=2048"
+    assert done.out.startswith(f"small:1b has been loaded anew {why}: 1.0 GiB of RAM, until ")
+    assert (first["was_in_memory"], first["loaded_anew"]) == (False, None)
+    assert (same["was_in_memory"], same["loaded_anew"]) == (True, None)
+    assert other["loaded_anew"] == "with num_gpu=3, since it was there with other options"
+
+
 async def test_a_pinned_model_stays(machine: Machine) -> None:
     async with PretendOllama(SMALL) as daemon:
         machine.port = daemon.port
@@ -63,7 +78,42 @@ async def test_a_pinned_model_stays(machine: Machine) -> None:
         assert line["pinned"] is True
 
 
-@pytest.mark.parametrize("command", ["load", "unload", "pin"])
+async def test_a_pin_is_taken_back(machine: Machine) -> None:
+    machine.environment["OLLAMA_KEEP_ALIVE"] = "2h"
+    async with PretendOllama(SMALL) as daemon:
+        machine.port = daemon.port
+        assert "small:1b was not in memory" in (await machine.run("unpin", "small:1b")).err
+        assert (await machine.run("load", "small:1b")).code == 0
+        assert "small:1b was not pinned" in (await machine.run("unpin", "small:1b")).err
+        assert (await machine.run("pin", "small:1b")).code == 0
+        done = await machine.run("unpin", "small:1b")
+        assert (done.code, done.err) == (0, "")
+        assert done.out.startswith("small:1b is not pinned any more, and stays until 20")
+        (line,) = (await machine.run("ps", "--json")).lines
+        assert line["pinned"] is False
+        assert (await machine.run("pin", "small:1b")).code == 0
+        machine.environment |= {"OLLAMA_KEEP_ALIVE": "0", "OLLAMA_ADAPTER_POOL_PINNED": "SMALL:1b"}
+        (line,) = (await machine.run("unpin", "small:1b", "--json")).lines
+        assert line == {
+            "unpinned": "small:1b",
+            "was_in_memory": True,
+            "was_pinned": True,
+            "configured": True,
+            "expires_at": None,
+        }
+        assert daemon.residents == []
+        assert "pool.pinned names" in (await machine.run("unpin", "small:1b")).err.lower()
+
+
+def test_sizes_that_cannot_be_are_not_shown() -> None:
+    assert footprint({"size": 300, "size_vram": 100}) == Footprint(200, 100)
+    for wrong in (None, -5, "7", True, 10**400, 0):
+        assert footprint({"size": wrong, "size_vram": 1}) is None
+    for wrong in (None, -5, "7", True, 10**400):
+        assert footprint({"size": 300, "size_vram": wrong}) is None
+
+
+@pytest.mark.parametrize("command", ["load", "unload", "pin", "unpin"])
 async def test_a_model_is_in_memory_only_as_long_as_its_daemon(
     machine: Machine, command: str
 ) -> None:
@@ -115,6 +165,7 @@ async def test_a_plan_for_a_model_in_memory(machine: Machine) -> None:
         (("load", "nothing"), 1, "there is no model nothing"),
         (("pin", "nothing"), 1, "there is no model nothing"),
         (("unload", "nothing"), 1, "there is no model nothing"),
+        (("unpin", "nothing"), 1, "there is no model nothing"),
         (("plan", "small:1b", "--num-ctx", "0"), 2, "--num-ctx 0 is no size"),
         (("plan", "a//b"), 2, "the model name cannot be used"),
         (("load", "gpt-oss:20b-cloud"), 1, "runs in a cloud"),

@@ -85,6 +85,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "load": residents.load,
     "unload": residents.unload,
     "pin": residents.pin,
+    "unpin": residents.unpin,
     "pull": disk.pull,
     "import": disk.import_,
     "rm": disk.rm,

@@ -1,4 +1,4 @@
-"""`ps`, `load`, `unload` and `pin`: what is in memory, and what shall be.
+"""`ps`, `load`, `unload`, `pin` and `unpin`: what is in memory, and what shall be.
 
 What is in memory is a running daemon's, which outlives the command: none is started for it.
 """
@@ -18,6 +18,7 @@ from ollama_adapter.cli.output import complain, console, harmless, print_json
 from ollama_adapter.cli.waiting import WaitingLine
 from ollama_adapter.config import LOOPBACK, Config
 from ollama_adapter.core.amounts import budget, gib
+from ollama_adapter.core.ledger import read_footprint
 from ollama_adapter.core.names import key_of, local_name, weights_of
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.errors import AdapterError, DaemonError, DaemonNotFound, InvalidRequest
@@ -105,11 +106,8 @@ async def _at_work(adapter: OllamaAdapter, names: Sequence[str]) -> dict[str, bo
 
 def footprint(listed: Mapping[str, Any]) -> Footprint | None:
     """What an entry of /api/ps says that a model takes; None where that makes no sense."""
-    whole, gpu = listed.get("size"), listed.get("size_vram", 0)
-    if not isinstance(whole, int) or not isinstance(gpu, int) or whole <= 0:
-        return None
-    gpu = max(0, min(gpu, whole))
-    return Footprint(whole - gpu, gpu)
+    held = read_footprint(listed)
+    return held if held.total else None
 
 
 def _resident_row(model: Mapping[str, Any]) -> list[str]:
@@ -161,7 +159,7 @@ class Load:
         async with running(config) as adapter:
             pool = adapter.pool
             pool.on_progress(line.note)
-            was = await _listed(adapter, self.model)
+            before = await _listed(adapter, self.model)
             try:
                 if self.pin:
                     await pool.pin(self.model, **reloading)
@@ -169,19 +167,33 @@ class Load:
                     await pool.ensure_loaded(self.model, keep_alive=keep_alive, reloading=reloading)
             finally:
                 line.clear()
-            _tell_loaded(self.model, await _listed(adapter, self.model), bool(was), as_json)
+            anew = _why_anew(before, reloading) if pool.history else ""
+            listed = await _listed(adapter, self.model)
+            _tell_loaded(self.model, listed, anew, was=bool(before), as_json=as_json)
 
 
-def _tell_loaded(model: str, listed: Mapping[str, Any], was: bool, as_json: bool) -> None:
+def _why_anew(before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Why a model that was in memory had to be loaded; "" where it was not there as `asked`, or gone."""
+    if not before or not asked:
+        return ""
+    wanted = ", ".join(f"{name}={value}" for name, value in asked.items())
+    had = before.get("context_length") if list(asked) == ["num_ctx"] else None
+    return f"with {wanted}, since it was there with {f'num_ctx={had}' if had else 'other options'}"
+
+
+def _tell_loaded(
+    model: str, listed: Mapping[str, Any], anew: str, *, was: bool, as_json: bool
+) -> None:
     held = footprint(listed) or Footprint()
     if as_json:
         fields = {"ram_bytes": held.ram, "vram_bytes": held.vram, "was_in_memory": was}
-        print_json({"loaded": model, **fields, **listed})
+        print_json({"loaded": model, **fields, "loaded_anew": anew or None, **listed})
         return
-    already = "was" if was else "is now"
+    how = "was in memory" if was else "is now in memory"
+    how = f"has been loaded anew {anew}" if anew else how
     until = instant(listed.get("expires_at"))
     until = until if until == FOR_EVER else f"until {until}"
-    words = f"{model} {already} in memory: {budget(held)}, {until}"
+    words = f"{model} {how}: {budget(held)}, {until}"
     console().print(harmless(words if listed else f"{model} has been loaded, and is gone again"))
 
 
@@ -208,6 +220,39 @@ async def _unload(config: Config, model: str, as_json: bool) -> None:
         console().print(harmless(f"unloaded {model}: {budget(held)} are free again"))
     else:
         complain("note", f"{model} was not in memory")
+
+
+def unpin(model: str, *, as_json: bool) -> Work:
+    local_name(model)
+    return _unpin(settings.load_config(), model, as_json)
+
+
+async def _unpin(config: Config, model: str, as_json: bool) -> None:
+    line = WaitingLine()
+    configured = local_name(model).key in map(key_of, config.pool.pinned)
+    async with running(config) as adapter:
+        before = await _listed(adapter, model)
+        if not before:
+            await adapter.client.show(model)  # a name that means nothing is an error
+        pinned = instant(before.get("expires_at")) == FOR_EVER
+        adapter.pool.on_progress(line.note)
+        try:
+            if pinned:
+                await adapter.pool.unpin(model)
+        finally:
+            line.clear()
+        after = await _listed(adapter, model)
+    if as_json:
+        was = {"was_in_memory": bool(before), "was_pinned": pinned, "configured": configured}
+        print_json({"unpinned": model, **was, "expires_at": after.get("expires_at")})
+        return
+    if pinned:
+        until = f"stays until {instant(after.get('expires_at'))}" if after else "has gone"
+        console().print(harmless(f"{model} is not pinned any more, and {until}"))
+    else:
+        complain("note", f"{model} was not {'pinned' if before else 'in memory'}")
+    if configured:
+        complain("note", f"pool.pinned names {model}: whoever uses it next pins it again")
 
 
 async def _listed(adapter: OllamaAdapter, model: str) -> dict[str, Any]:

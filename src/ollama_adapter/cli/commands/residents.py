@@ -1,4 +1,4 @@
-"""What is in memory, and what shall be: `ps`, `plan`, `load`, `unload` and `pin`."""
+"""What is in memory, and what shall be: `ps`, `plan`, `load`, `unload`, `pin` and `unpin`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def pin(
 ) -> None:
     """Bring a model into the memory of the daemon that runs, where it stays until that ends.
 
-    `load` gives it a time to stay again, and `unload` removes it. Applications pin models with pool.pinned.
+    `unpin` takes that back, and `unload` removes it. Applications pin models with pool.pinned.
 
     \b
     Examples:
@@ -91,6 +91,23 @@ def pin(
 
     command = Load(model, num_ctx, option or [], pin=True)
     execute(lambda: command.prepare(as_json=as_json), as_json=as_json)
+
+
+def unpin(model: Model, as_json: Json = False) -> None:
+    """Let a model that is pinned go again: from now on it stays for its keep-alive after its last use.
+
+    Takes back `pin`, whoever has pinned it. What the setting pool.pinned names is pinned again by the
+    next who uses it.
+
+    \b
+    Examples:
+      ollama-adapter unpin llama3.2
+      ollama-adapter unpin llama3.2 --json
+    """
+    from ollama_adapter.cli import residents as command
+    from ollama_adapter.cli.ending import execute
+
+    execute(lambda: command.unpin(model, as_json=as_json), as_json=as_json)
 
 
 def unload(model: Model, as_json: Json = False) -> None:
