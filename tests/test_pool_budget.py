@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from ollama_adapter.errors import AdapterError, BudgetExceeded, ServerBusy
 from ollama_adapter.events import Change, Footprint
-from ollama_adapter.pool import Lease
+from ollama_adapter.pool import Lease, Surroundings
 from ollama_adapter.testing import Machine, ManualClock, Move, PretendModel
 from tests.pools import MIB, Rig, bounds, model, rig
 from tests.serving import until
@@ -180,6 +180,16 @@ async def test_a_shared_daemon_is_told_of_the_budget_and_loads_all_the_same(
         await run.generate("big")
     warned = [each for each in caplog.records if "only advice" in each.message]
     assert len(warned) == 1
+
+
+async def test_a_text_is_embedded_alone_however_many_requests_there_are_at_a_time() -> None:
+    around = Surroundings(parallel=lambda: 3)
+    writes, embeds = model("a"), model("e", capabilities=("embedding",))
+    async with rig(writes, embeds, surroundings=around) as run:
+        three, alone = await run.pool.plan("a"), await run.pool.plan("e")
+        around.parallel = lambda: 1
+        assert three.kv_bytes == 3 * (await run.pool.plan("a")).kv_bytes
+        assert alone == await run.pool.plan("e")
 
 
 async def test_a_gpu_has_a_budget_of_its_own_and_a_fall_back_is_told() -> None:

@@ -109,6 +109,20 @@ async def test_a_real_model_is_planned_loaded_read_back_and_unloaded(store: Path
         assert changes == [Change.LOADED, Change.UNLOADED]
 
 
+async def test_the_context_of_every_request_at_a_time_is_planned(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(WATCHDOG_S), OllamaAdapter(config(store)) as adapter:
+        one = await adapter.pool.plan("a", num_ctx=CONTEXT)
+    monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "4")
+    async with asyncio.timeout(WATCHDOG_S), OllamaAdapter(config(store)) as adapter:
+        four = await adapter.pool.plan("a", num_ctx=CONTEXT)
+        await adapter.pool.ensure_loaded("a", reloading={"num_ctx": CONTEXT})
+        (resident,) = adapter.pool.residents()
+    assert (four.kv_bytes, four.weights_bytes) == (4 * one.kv_bytes, one.weights_bytes)
+    assert one.takes.total < resident.footprint.total <= four.takes.total
+
+
 async def test_a_real_model_that_is_too_large_is_refused(store: Path) -> None:
     settings = config(store, ram_bytes=20 * MIB, substitute=False)
     async with asyncio.timeout(WATCHDOG_S), OllamaAdapter(settings) as adapter:

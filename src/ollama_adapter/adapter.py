@@ -82,6 +82,7 @@ class OllamaAdapter:
         around = Surroundings(
             limits=lambda: self.verdict.limits,
             shared=lambda: self.daemon.origin == ADOPTED,
+            parallel=lambda: 1 if self.daemon.origin == ADOPTED else settings.requests_at_a_time(),
             activity=self._activity,
             pull=self.source.pull_missing,
         )

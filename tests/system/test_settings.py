@@ -269,3 +269,16 @@ def test_any_environment_is_a_config_or_an_error_of_ours(
                 settings.load_config()
             except AdapterError:
                 pass
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [(None, 1), ("4", 4), (' "8" ', 8), ("0", 1), ("-2", 1), ("many", 1), ("9" * 5000, 1), ("", 1)],
+)
+def test_how_many_requests_at_a_time_a_daemon_is_told(
+    text: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OLLAMA_NUM_PARALLEL", raising=False)
+    if text is not None:
+        monkeypatch.setenv("OLLAMA_NUM_PARALLEL", text)
+    assert settings.requests_at_a_time() == count

@@ -91,7 +91,8 @@ class Planner:
         context = options.get("num_ctx") or self._catalogue.usual_context(key)
         on_gpu = self._surroundings.limits().budget.vram > 0
         facts = self._catalogue.facts(key)
-        found = need(facts, context, on_gpu=on_gpu)
+        parallel = 1 if facts.embeds else self._surroundings.parallel()
+        found = need(facts, context, parallel, on_gpu=on_gpu)
         seen = self._lessons.size(self._digest(key), options)
         if (
             seen or not facts.weights_bytes

@@ -31,19 +31,25 @@ def _own() -> bool:
     return False
 
 
+def _one() -> int:
+    return 1
+
+
 async def _unknown(_: str) -> float | None:
     return None
 
 
 @dataclass(slots=True)
 class Surroundings:
-    """The seams of a pool. `limits` and `shared` are asked anew for every plan.
+    """The seams of a pool. `limits`, `shared` and `parallel` are asked anew for every plan.
 
-    `shared`: others use the daemon, too, and no budget binds them: ours is advisory then.
+    `shared`: others use the daemon, too, and no budget binds them: ours is advisory then. `parallel`: for
+    how many requests at a time the daemon keeps a model's context; 1 where that is not known.
     """
 
     limits: Callable[[], Limits] = _unlimited
     shared: Callable[[], bool] = _own
+    parallel: Callable[[], int] = _one
     activity: Activity = _unknown
     pull: Pull | None = None
     substitutes: Substitutes | None = None

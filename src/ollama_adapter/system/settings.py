@@ -172,6 +172,12 @@ def daemon_environment(
     }
 
 
+def requests_at_a_time() -> int:
+    """How many answers of one model a daemon that we spawn writes at once, as Ollama reads the variable."""
+    text = os.environ.get("OLLAMA_NUM_PARALLEL", "").strip().strip("\"'")
+    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 5 else 1
+
+
 def directories_in(environment: Mapping[str, str]) -> list[str]:
     """What the search paths in a daemon's environment name, which it must be able to read."""
     paths = [environment.get(name, "") for name in ("LD_LIBRARY_PATH", "PYTHONPATH")]
