@@ -40,8 +40,11 @@ class Bulletin(Generic[T]):
 
     def publish(self, change: T) -> None:
         for channel in list(self._streams):
-            channel.put(change, 0)
-            channel.flush()
+            try:
+                channel.put(change, 0)
+                channel.flush()
+            except RuntimeError:  # its reader's event loop is closed: nobody waits there any more
+                self._streams.discard(channel)
         for callback in self._callbacks:
             try:
                 callback(change)
@@ -56,7 +59,7 @@ class Bulletin(Generic[T]):
     def settle(self, error: AdapterError | None) -> None:
         """Tell those who wait for a daemon: there is one, or why not."""
         for waiter in self._waiting:
-            if not waiter.done():
+            if not waiter.done() and not waiter.get_loop().is_closed():
                 waiter.set_result(error)
 
     async def until_settled(self) -> AdapterError | None:
