@@ -125,6 +125,18 @@ async def test_in_a_terminal_it_asks_with_host_and_size(
         assert f"pulled {name}, 2.1 MB" in terminal.screen.text
 
 
+async def test_ctrl_c_before_anything_has_come_promises_nothing(
+    machine: Machine, registry: Registry
+) -> None:
+    name = registry.add("small", WEIGHTS)
+    registry.statuses["blobs"] = [500] * 99
+    async with machine.terminal("pull", "-y", name, width=200) as terminal:
+        await terminal.until("HTTP 500")
+        terminal.type("\x03")
+        assert await terminal.ended() == 128 + signal.SIGINT
+        assert "kept" not in terminal.screen.text
+
+
 async def test_ctrl_c_says_that_it_can_go_on_and_it_does(
     machine: Machine, registry: Registry
 ) -> None:

@@ -24,6 +24,13 @@ def test_it_is_told_in_words(kind: str, message: str, hint: str) -> None:
     assert isinstance(error, PullFailed)
     assert str(error) == message
     assert hint in error.hint
+    assert ("what has come is kept" in error.hint) == (not kind.startswith("status"))
+
+
+@pytest.mark.parametrize("kind", ["disk", "untrusted", "stalled", "network", "status 403"])
+def test_nothing_is_kept_where_nothing_has_come(kind: str) -> None:
+    error = pull_error(kind, "why", host="r.example", model="m:1", begun=False)
+    assert "kept" not in error.hint and "nothing of it has come: pull again" in error.hint
 
 
 @pytest.mark.parametrize("refused", ["cdn.example", ""])

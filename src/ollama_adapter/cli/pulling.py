@@ -107,7 +107,8 @@ class _Pull:
     # How far it is
 
     def _tell(self, progress: PullProgress) -> None:
-        self._come = self._come or progress.received_bytes > 0
+        if progress.stage is not PullStage.ASKING:  # what comes then is no part of the model yet
+            self._come = self._come or progress.done_bytes > 0
         if self._as_json:
             return self._tell_program(progress)
         total = progress.total_bytes or None

@@ -95,6 +95,7 @@ class Flight:
         self._staging = Staging(around.layout, name, around.ours)
         self._errand: Errand | None = None
         self._meter = Meter(around.clock.now_ns(), 0, 0)
+        self._missing: list[Blob] = []
         self._sandbox = ""
         self._stage = PullStage.ASKING
         self.tell: Callable[[PullProgress], None] = lambda _: None
@@ -105,6 +106,7 @@ class Flight:
             self._report(PullStage.ASKING)
             raw, manifest = await self._ask()
             missing = [each for each in manifest.blobs if not self._staging.is_in_store(each)]
+            self._missing = missing
             fetched = await self._fetch(manifest, missing)
             await self._end_errand()
             await self._check(raw, manifest, missing)
@@ -247,7 +249,10 @@ class Flight:
     def _give_up(self, failure: FetchFailed) -> NoReturn:
         host, refused = str(self._source.address), next(iter(self._proxy.refused), "")
         model, reason = str(self._name), str(failure)
-        raise pull_error(failure.kind, reason, host=host, model=model, refused=refused) from failure
+        begun = any(self._staging.begun(each) for each in self._missing)
+        raise pull_error(
+            failure.kind, reason, host=host, model=model, refused=refused, begun=begun
+        ) from failure
 
     # Telling
 
