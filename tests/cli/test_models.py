@@ -67,7 +67,8 @@ async def test_models(machine: Machine) -> None:
     heading, *rows = done.out.splitlines()
     assert heading.split()[:3] == ["NAME", "SIZE", "PARAMETERS"]
     words = rows[0].split()
-    assert words[:6] == ["llama3.2:1b", "1.3", "GB", "1.2B", "Q8_0", "llama"]
+    assert words[:6] == ["llama3.2:1b", "1.2", "GiB", "1.2B", "Q8_0", "llama"]
+    assert "MB" not in done.out and "GB" not in done.out  # beside memory, in one unit
     assert words[6] == "fits:" and words[-2:] == ["2026-03-01", "10:00"]
     assert "odd␛[2J" in rows[1] and "\x1b" not in done.out
     assert "knows nothing" in done.err

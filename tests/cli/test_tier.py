@@ -31,7 +31,7 @@ async def test_what_the_machine_is(machine: Machine) -> None:
     assert (done.code, done.err) == (0, "")
     assert shown["tier"] == verdict.tier
     assert verdict.reason == f"{shown['tier']}: {shown['why']}"
-    assert shown["in memory"] == f"{verdict.limits.resident} models"
+    assert shown["in memory"] == f"at most {verdict.limits.resident} models"
     assert not {"configured", "daemon", "measured", "verdict"} & set(shown)
 
 
@@ -47,8 +47,10 @@ async def test_as_json(machine: Machine) -> None:
 
 async def test_what_is_configured_is_told(machine: Machine) -> None:
     machine.environment["OLLAMA_ADAPTER_POOL_TIER"] = "low"
+    machine.environment["OLLAMA_ADAPTER_POOL_PARALLEL_MODELS"] = "1"
     shown = rows((await machine.run("tier")).out)
-    assert shown["configured"] == "pool.tier"
+    assert shown["configured"] == "pool.tier, pool.parallel_models"
+    assert shown["at work"] == "at most 1 model at a time"
     assert shown["expected"] == "5–15 tokens/s"
 
 
@@ -80,10 +82,13 @@ async def test_measured(machine: Machine) -> None:
         (said,) = (await machine.run("tier", "pretend", "--json")).lines
     shown = rows(done.out)
     assert done.code == 0
-    assert "GB/s, read by" in shown["memory"]
-    assert shown["on the cpu"].startswith("at most, in tokens/s, for a model of 1 GiB")
-    assert shown["measured"].startswith("pretend-small:latest, 1.0 MB: ")
-    assert shown["verdict"].endswith("by the throughput of pretend-small:latest")
+    assert "GiB/s, with " in shown["memory reads"] and "GB" not in done.out
+    assert shown["on the cpu"].startswith("a model can write at most so many tokens/s: ")
+    assert "with 1 GiB, " in shown["on the cpu"]
+    assert shown["measured"].startswith("pretend-small:latest (1 MiB) wrote ")
+    assert shown["measured"].endswith(" tokens/s")
+    assert "by the size of memory; " in shown["verdict"]
+    assert shown["verdict"].endswith(" by what pretend-small:latest wrote")
     measured: dict[str, Any] = said["measured"]
     assert (measured["model"], measured["weights_bytes"]) == ("pretend:latest", 1 << 30)
     assert measured["tps"] > 0
@@ -107,14 +112,15 @@ async def test_without_a_model_that_writes_memory_is_measured(machine: Machine) 
         done = await machine.run("tier", "--measure")
     assert done.code == 0
     assert "none was measured" in done.err
-    assert "at most by the throughput of" in rows(done.out)["verdict"]
+    verdict = rows(" ".join(done.out.split("\n  ")))["verdict"]
+    assert "by the size of memory; at most " in verdict
 
 
 async def test_without_a_daemon_memory_is_measured(machine: Machine) -> None:
     machine.environment["OLLAMA_ADAPTER_DAEMON_MODE"] = "adopt"
     machine.port = 9  # nobody is there
     done = await machine.run("tier", "--measure")
-    assert (done.code, "memory" in rows(done.out)) == (0, True)
+    assert (done.code, "memory reads" in rows(done.out)) == (0, True)
     assert "note: no model was measured" in done.err
     assert (await machine.run("tier", "some-model")).code == 1
 

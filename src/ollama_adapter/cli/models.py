@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ollama_adapter.adapter import OllamaAdapter
-from ollama_adapter.cli.draw import DEMONSTRATION, LABEL, is_demonstration, size
+from ollama_adapter.cli.draw import DEMONSTRATION, LABEL, is_demonstration
 from ollama_adapter.cli.output import complain, console, harmless, print_json
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core.amounts import gib
@@ -174,7 +174,7 @@ def drop_columns(table: Table, where: Console, spare: Sequence[str]) -> None:
 
 
 def _bytes(value: object) -> str:
-    return size(value) if isinstance(value, int) and value >= 0 else "–"
+    return gib(value) if isinstance(value, int) and value >= 0 else "–"
 
 
 def instant(value: object) -> str:

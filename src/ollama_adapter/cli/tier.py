@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ollama_adapter.adapter import OllamaAdapter
-from ollama_adapter.cli.draw import LABEL, size
+from ollama_adapter.cli.draw import LABEL
 from ollama_adapter.cli.output import complain, console, harmless, print_json
 from ollama_adapter.cli.status import look
 from ollama_adapter.config import Config, Tier
@@ -158,12 +158,16 @@ def _rows(machine: Hardware, verdict: TierVerdict, advisory: bool) -> dict[str, 
         "gpu": ", ".join(machine.gpus) or "none",
         "budget": " and ".join(budget),
         "largest model": gib(limits.model_bytes),
-        "at work": f"{limits.parallel} models at a time",
-        "in memory": f"{limits.resident} models",
+        "at work": f"at most {_models(limits.parallel)} at a time",
+        "in memory": f"at most {_models(limits.resident)}",
         "expected": f"{_span(limits.tps)} tokens/s",
         "configured": ", ".join(f"pool.{each}" for each in verdict.overridden),
         "daemon": ADVISORY if advisory else "",
     }
+
+
+def _models(count: int) -> str:
+    return f"{count} {'model' if count == 1 else 'models'}"
 
 
 def _span(tps: tuple[float, float | None]) -> str:
@@ -172,24 +176,26 @@ def _span(tps: tuple[float, float | None]) -> str:
 
 def _measured_rows(verdict: TierVerdict, measured: Measured) -> dict[str, str]:
     speed = measured.bandwidth.bytes_per_s
-    most = ", ".join(f"{each} GiB {most_tps(speed, each * GIB):.1f}" for each in SIZES)
+    most = ", ".join(f"{most_tps(speed, each * GIB):.1f} with {each} GiB" for each in SIZES)
+    threads = measured.bandwidth.threads
+    by = "1 thread" if threads == 1 else f"{threads} threads"
     rows = {
-        "memory": f"{speed / 1e9:.1f} GB/s, read by {measured.bandwidth.threads} threads",
-        "on the cpu": f"at most, in tokens/s, for a model of {most}",
+        "memory reads": f"{speed / GIB:.1f} GiB/s, with {by}",
+        "on the cpu": f"a model can write at most so many tokens/s: {most}",
     }
     if measured.model:
-        tps = "wrote too little" if measured.tps is None else f"{measured.tps:.1f} tokens/s"
-        rows["measured"] = f"{measured.model}, {size(measured.weights_bytes)}: {tps}"
-    rows["verdict"] = f"{verdict.tier} by its memory; {_by_throughput(verdict, measured)}"
+        tps = f"{measured.tps:.1f} tokens/s" if measured.tps else "too little to tell how fast"
+        rows["measured"] = f"{measured.model} ({gib(measured.weights_bytes)}) wrote {tps}"
+    rows["verdict"] = f"{verdict.tier} by the size of memory; {_by_throughput(verdict, measured)}"
     return rows
 
 
 def _by_throughput(verdict: TierVerdict, measured: Measured) -> str:
     if measured.tps is not None:
-        return f"{_named(tier_of(measured.tps))} by the throughput of {measured.model}"
+        return f"{_named(tier_of(measured.tps))} by what {measured.model} wrote"
     largest = verdict.limits.model_bytes
     most = most_tps(measured.bandwidth.bytes_per_s, largest)
-    return f"{_named(tier_of(most))} at most by the throughput of {gib(largest)} on the CPU"
+    return f"at most {_named(tier_of(most))} by what the largest model ({gib(largest)}) can write on the CPU"
 
 
 def _named(found: Tier | None) -> str:
