@@ -68,7 +68,7 @@ class OllamaAdapter:
         self._decipher = decipher
         self._profile = profile_for(self.config.energy.profile, self.config.energy.tier)
         self._scope = TaskScope()
-        keep_alive = wire_keep_alive(self.config.pool.keep_alive)
+        keep_alive = wire_keep_alive(self.config.pool.keep_alive, "pool.keep_alive")
         self.daemon = OllamaDaemon(
             self.config.daemon,
             self._scope,

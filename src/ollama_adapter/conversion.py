@@ -18,7 +18,22 @@ from ollama_adapter.errors import ConfigError
 def typed(slice_: Any) -> None:
     """Who builds a Config in Python may err in a type, or write "low", as well as who writes a file."""
     for name, target in _hints(type(slice_)).items():
-        object.__setattr__(slice_, name, convert(target, getattr(slice_, name), name))
+        value = convert(target, getattr(slice_, name), full_name(slice_, name))
+        object.__setattr__(slice_, name, value)
+
+
+_SECTIONS: Final[Mapping[str, str]] = {
+    "DaemonConfig": "daemon.",
+    "PoolConfig": "pool.",
+    "StreamConfig": "stream.",
+    "EnergyConfig": "energy.",
+    "FrameConfig": "frames.",
+}
+
+
+def full_name(slice_: object, name: str) -> str:
+    """A setting as it is written: with its section."""
+    return _SECTIONS.get(type(slice_).__name__, "") + name
 
 
 _TRUTH: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
@@ -43,14 +58,16 @@ def positive(slice_: object, *names: str, hint: str = "") -> None:
     for name in names:
         value = getattr(slice_, name)
         if not value > 0:
-            raise ConfigError(f"{name} is {value}, and must be above 0", hint=hint)
+            where = full_name(slice_, name)
+            raise ConfigError(f"{where} is {value}, and must be above 0", hint=hint)
 
 
 def not_negative(slice_: object, *names: str) -> None:
     for name in names:
         value = getattr(slice_, name)
         if not value >= 0:
-            raise ConfigError(f"{name} is {value}, and must not be negative")
+            where = full_name(slice_, name)
+            raise ConfigError(f"{where} is {value}, and must not be negative")
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -105,6 +105,16 @@ async def test_a_pin_is_taken_back(machine: Machine) -> None:
         assert "pool.pinned names" in (await machine.run("unpin", "small:1b")).err.lower()
 
 
+async def test_a_setting_that_is_wrong_is_named_in_full(machine: Machine) -> None:
+    machine.environment["OLLAMA_KEEP_ALIVE"] = "never"
+    told = (await machine.run("ps")).err
+    assert (
+        "error: pool.keep_alive must be seconds, or a duration" in told and "not this text" in told
+    )
+    machine.environment = {"OLLAMA_ADAPTER_POOL_RAM_BYTES": "0"}
+    assert "error: pool.ram_bytes is 0" in (await machine.run("ps")).err
+
+
 def test_sizes_that_cannot_be_are_not_shown() -> None:
     assert footprint({"size": 300, "size_vram": 100}) == Footprint(200, 100)
     for wrong in (None, -5, "7", True, 10**400, 0):
@@ -169,7 +179,9 @@ async def test_a_plan_for_a_model_in_memory(machine: Machine) -> None:
         (("plan", "small:1b", "--num-ctx", "0"), 2, "--num-ctx 0 is no size"),
         (("plan", "a//b"), 2, "the model name cannot be used"),
         (("load", "gpt-oss:20b-cloud"), 1, "runs in a cloud"),
-        (("load", "small:1b", "--keep-alive", "soon"), 2, "keep_alive must be seconds"),
+        (("load", "small:1b", "--keep-alive", "never"), 2, "(0: not at all, -1: for ever)"),
+        (("load", "small:1b", "--num-ctx", "0"), 2, "num_ctx must be above 0"),
+        (("pin", "small:1b", "-o", "num_ctx=-5"), 2, "num_ctx must be above 0"),
         (("load", "small:1b", "-o", "num_ctx=8", "--num-ctx", "9"), 2, "num_ctx is given twice"),
         (("load", "small:1b", "-o", "temperature=1"), 2, "temperature"),
         (("pin", "small:1b", "-o", "num_gpu=many"), 2, "num_gpu must be an integer"),

@@ -18,7 +18,7 @@ from ollama_adapter.core.requests import (
     generate_request,
 )
 from ollama_adapter.core.vocabulary import RELOADING
-from ollama_adapter.errors import InvalidRequest
+from ollama_adapter.errors import ConfigError, InvalidRequest
 
 KEEP, REFUSE, ALLOW = Reloading.KEEP, Reloading.REFUSE, Reloading.ALLOW
 LOADED = Held({"num_ctx": 2048, "use_mmap": False}, 2048, 8192)
@@ -118,6 +118,14 @@ def test_what_decides_no_load_is_refused(options: dict[str, Any], words: str) ->
 
 def test_what_decides_a_load_is_not() -> None:
     check_options({"num_ctx": 64, "use_mmap": False, "shift": True})
+    check_options({"num_ctx": 1, "num_gpu": -1, "num_thread": 0})
+
+
+@pytest.mark.parametrize("wrong", [0, -1, -(10**400), 1.5, "64", None, True])
+def test_a_context_is_a_number_of_tokens(wrong: object) -> None:
+    with pytest.raises(ConfigError, match=r"^num_ctx must be ") as caught:
+        check_options({"num_ctx": wrong})
+    assert caught.value.hint
 
 
 # The request

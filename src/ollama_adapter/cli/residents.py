@@ -20,6 +20,7 @@ from ollama_adapter.config import LOOPBACK, Config
 from ollama_adapter.core.amounts import budget, gib
 from ollama_adapter.core.ledger import read_footprint
 from ollama_adapter.core.names import key_of, local_name, weights_of
+from ollama_adapter.core.reloading import check_options
 from ollama_adapter.core.vocabulary import wire_keep_alive
 from ollama_adapter.errors import AdapterError, DaemonError, DaemonNotFound, InvalidRequest
 from ollama_adapter.events import Footprint
@@ -145,6 +146,7 @@ class Load:
         options = fields.pop("options", {})
         if twice := fields.keys() & options.keys():
             raise InvalidRequest(f"{twice.pop()} is given twice", hint="as an option or with -o")
+        check_options(fields | options)
         keep_alive = None if self.keep_alive is None else wire_keep_alive(self.keep_alive)
         return self._load(settings.load_config(), keep_alive, fields | options, as_json)
 

@@ -75,7 +75,7 @@ class FrameConfig:
     def __post_init__(self) -> None:
         typed(self)
         if not 1 <= self.rate_hz <= 1000:
-            raise ConfigError(f"rate_hz is {self.rate_hz}, and must be from 1 to 1000")
+            raise ConfigError(f"frames.rate_hz is {self.rate_hz}, and must be from 1 to 1000")
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,8 @@ class DaemonConfig:
         if self.host != LOOPBACK:
             raise NotLoopback(f"the daemon's address {self.host} is not {LOOPBACK}")
         if not 0 < self.port < 65536:
-            raise ConfigError(f"{self.port} is not a port", hint="use a number from 1 to 65535")
+            raise ConfigError(
+                f"daemon.port: {self.port} is not a port", hint="use a number from 1 to 65535"
+            )
         seconds = [each.name for each in dataclasses.fields(self) if each.name.endswith("_s")]
         positive(self, *seconds, "restart_tries")

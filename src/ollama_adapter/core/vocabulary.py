@@ -82,9 +82,9 @@ def _keep_alive(value: Any) -> bool:
     return _number(value)
 
 
-def wire_keep_alive(value: str | float) -> str | float:
+def wire_keep_alive(value: str | float, name: str = "keep_alive") -> str | float:
     """What a request may carry: in its environment Ollama takes "300" for seconds, in JSON not."""
-    check("keep_alive", DURATION, value)
+    check(name, DURATION, value)
     return float(value) if isinstance(value, str) and is_seconds(value) else value
 
 
@@ -114,7 +114,9 @@ IMAGES: Final = Kind("a list of images (bytes, or base64 strings)", _images)
 FORMAT: Final = Kind('"json" or a JSON schema (a dict)', _format)
 MAPPINGS: Final = Kind("a list of dicts", _mappings)
 THINK: Final = Kind('True, False, "low", "medium", "high" or "max"', _think, shown=True)
-DURATION: Final = Kind('seconds, or a duration such as "5m"', _keep_alive, shown=True)
+DURATION: Final = Kind(
+    'seconds, or a duration such as "5m" (0: not at all, -1: for ever)', _keep_alive, shown=True
+)
 TOP: Final = Kind(f"an integer from 0 to {MAX_TOP_LOGPROBS}", _top, shown=True)
 OBJECT: Final = Kind("a dict", lambda value: isinstance(value, Mapping))
 
@@ -205,6 +207,8 @@ def check(name: str, kind: Kind, value: Any) -> None:
     """Raises InvalidRequest, which names the keyword and never shows what may be a prompt."""
     if not kind.holds(value):
         found = repr(value) if kind.shown and _is_short(value) else kind_of(value)
+        if kind is DURATION and isinstance(value, str):
+            found = "this text"
         raise InvalidRequest(f"{name} must be {kind.words}, not {found}")
 
 

@@ -51,7 +51,11 @@ def plan(model: Model, num_ctx: NumCtx = None, as_json: Json = False) -> None:
 def load(
     model: Model,
     keep_alive: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="How long it stays after its last use.")
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help='How long it stays after its last use: "1h", seconds, -1: for ever.',
+        ),
     ] = None,
     num_ctx: NumCtx = None,
     option: Options = None,
