@@ -87,9 +87,7 @@ class Standins:
             return str(error)
         if plan.fits:
             return ""
-        if (
-            plan.advisory
-        ):  # it would be loaded, though others have to go: but none beyond the budget
+        if plan.advisory:  # it would be loaded whatever goes; but none beyond the budget
             limits = self._pool.surroundings.limits()
             return too_large(plan.weights_bytes, plan.takes.total, limits)
         return plan.reason

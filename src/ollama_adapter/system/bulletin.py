@@ -40,11 +40,8 @@ class Bulletin(Generic[T]):
 
     def publish(self, change: T) -> None:
         for channel in list(self._streams):
-            try:
-                channel.put(change, 0)
-                channel.flush()
-            except RuntimeError:  # its reader's event loop is closed: nobody waits there any more
-                self._streams.discard(channel)
+            channel.put(change, 0)
+            channel.flush()
         for callback in self._callbacks:
             try:
                 callback(change)
