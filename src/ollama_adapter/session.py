@@ -247,7 +247,9 @@ class Session:
             tokens = context_length(records[-1], self._attempt.context_tokens)
             generation.check_truncation(tokens)
         if events:
-            self.channel.put_all(events, sum([len(each.token) for each in events]))
+            alone = len(events) == 1
+            size = len(events[0].token) if alone else sum([len(each.token) for each in events])
+            self.channel.put_all(events, size)
             self._transcript.add(events)
             self._draft.add(events)
             if self._observer is not None:

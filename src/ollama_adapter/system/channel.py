@@ -102,7 +102,8 @@ class Channel(Generic[T]):
         self._begun, self._is_begun = iter(()), False
         self._reads.clear()
         self._items = self._bytes = 0
-        self._relax()
+        if self._full:
+            self._relax()
 
     def get_nowait(self) -> T | None:
         """The next item, or None when there is none at this moment."""
@@ -138,15 +139,18 @@ class Channel(Generic[T]):
             items, size = self._reads.pop(0)
             self._items -= len(items)
             self._bytes -= size
-            self._relax()
-        self._is_begun = bool(self._reads)
-        self._begun = iter(self._reads[0][0]) if self._is_begun else iter(())
-        return next(self._begun, None)
+            if self._full:
+                self._relax()
+            if not self._reads:
+                self._is_begun = False
+                return None
+        self._is_begun = True
+        self._begun = iter(self._reads[0][0])
+        return next(self._begun)
 
     def _relax(self) -> None:
         """Tell a writer that waits, once half of what it may put has gone."""
-        few = self._items * 2 <= self._max_items and self._bytes * 2 <= self._max_bytes
-        if few and self._full:
+        if self._items * 2 <= self._max_items and self._bytes * 2 <= self._max_bytes:
             self._full = False
             self.on_drained()
 
