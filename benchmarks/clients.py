@@ -6,16 +6,21 @@ text of the token, and `stop` aborts an answer as that client does it.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
+import json
+import re
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 MODEL: Final = "replay"
 PROMPT: Final = "Say something."
+_TEXT: Final = re.compile(rb'"response":"([^"\\\\]*)')
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,59 @@ async def aiohttp_msgspec(stack: AsyncExitStack, port: int, logprobs: bool) -> C
     return Client(open_, attrgetter("response"), _aclose)
 
 
+class _Bare(asyncio.Protocol):
+    """Cuts the text out of what comes, and wakes its reader once per read. No HTTP, no JSON."""
+
+    def __init__(self) -> None:
+        self.texts: deque[str] = deque()
+        self.over = False
+        self.transport: asyncio.Transport | None = None
+        self._waiting: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        found = _TEXT.findall(data)
+        self.texts.extend(each.decode() for each in found if each)
+        self.over = self.over or b'"done":true' in data
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.over = True
+        self._wake()
+
+    async def read(self) -> AsyncIterator[str]:
+        try:
+            while self.texts or not self.over:
+                if not self.texts:
+                    self._waiting = asyncio.get_running_loop().create_future()
+                    await self._waiting
+                while self.texts:
+                    yield self.texts.popleft()
+        finally:
+            if self.transport is not None:
+                self.transport.abort()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+
+async def asyncio_alone(_: AsyncExitStack, port: int, logprobs: bool) -> Client:
+    """What Python's event loop takes by itself to get a token to a task: the limit of any client on it."""
+
+    async def open_(tokens: int) -> AsyncIterator[Any]:
+        body = json.dumps(_body(tokens, logprobs)).encode()
+        head = f"POST /api/generate HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.create_connection(_Bare, "127.0.0.1", port)
+        transport.write(head.encode() + body)
+        return protocol.read()
+
+    return Client(open_, str, _aclose)
+
+
 async def _aclose(answer: Any) -> None:
     await answer.aclose()
 
@@ -127,12 +185,14 @@ async def _aclose(answer: Any) -> None:
 OURS: Final = "ollama-adapter"
 OFFICIAL: Final = "official client"
 C: Final = "C client"
+ALONE: Final = "asyncio alone"
 CLIENTS: Final[dict[str, tuple[Connect, tuple[str, ...]]]] = {
     OURS: (adapter, ()),
     "ollama-adapter, no frames": (adapter_bare, ()),
     OFFICIAL: (official, ("ollama",)),
     "httpx + orjson": (httpx_orjson, ("httpx", "orjson")),
     "aiohttp + msgspec": (aiohttp_msgspec, ("aiohttp", "msgspec")),
+    ALONE: (asyncio_alone, ()),
 }
 """Every client in Python, and the packages it needs beside ours. The one in C is client.c."""
 
