@@ -8,7 +8,8 @@ The environment lies in $VENV if that is set, else in the checkout's .venv, else
 written or is another user's, in the user's cache under a name made from the checkout's path. It is built
 anew when the path, the Python or what pyproject.toml asks for is another one: its stamp, written last,
 holds a hash of the three, so an interrupted build is repaired by the next call. A lock makes concurrent
-calls take turns. Every tool's cache lies inside the environment: a checkout is never written to.
+calls take turns. Every tool's cache lies inside the environment: a checkout is never written to. Bytecode
+lies there where a jailed daemon may read, which cannot write its own, and is made before anything runs.
 
 The package is installed editable: the tests see the source as it is, without another install, and only
 the environment is written. Nothing but the standard library is used here, and the syntax stays that of
@@ -17,6 +18,7 @@ Python 3.8, so that an old Python gets a sentence instead of a SyntaxError.
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import hashlib
 import importlib.util
@@ -35,6 +37,7 @@ EXTRAS = ("all", "dev", "bench")  # each holds the ones before it
 LOCK = "environment.lock"
 STAMP = "environment.stamp"
 Build = Callable[[Path, str, str], None]
+WARM = "import ollama_adapter.embedded.serve, ollama_adapter.embedded.orders"
 INSTALL_HINT = "on Debian or Ubuntu: apt install python3 python3-venv"
 
 
@@ -158,6 +161,7 @@ def build(venv: Path, wanted: str, extra: str) -> None:
     made = call([python(venv), *install, "--editable", f"{ROOT}[{extra}]"], env)
     if made.returncode:
         raise Trouble("pip could not install the packages: its own message is above")
+    call([python(venv), "-c", WARM], env)  # what a jailed daemon imports gets its bytecode
     write_stamp(venv, wanted, extra)
 
 
@@ -179,7 +183,19 @@ def call(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Completed
 
 def execute(venv: Path, arguments: Sequence[str]) -> None:
     os.chdir(ROOT)
+    compile_source(ROOT / "src", venv)
     os.execve(python(venv), [python(venv), *arguments], environment(venv, os.environ))
+
+
+def compile_source(source: Path, venv: Path) -> None:
+    """The bytecode of what has changed; an error in the source is for whoever imports it."""
+    sys.pycache_prefix = str(bytecode(venv))
+    compileall.compile_dir(str(source), quiet=2)
+
+
+def bytecode(venv: Path) -> Path:
+    """Beside the packages: a jailed daemon sees these, and neither the checkout nor other caches."""
+    return venv / "lib" / "python{}.{}".format(*sys.version_info[:2]) / "bytecode"
 
 
 def python(venv: Path) -> str:
@@ -188,7 +204,10 @@ def python(venv: Path) -> str:
 
 
 def environment(venv: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` with every tool's cache inside `venv`, and without what leads Python elsewhere."""
+    """`environ` with every tool's cache inside `venv`, and without what leads Python elsewhere.
+
+    Bytecode is written whatever `environ` says: without it each process compiles all that it imports.
+    """
     cache = venv / "cache"
     pytest = (
         f"{environ.get('PYTEST_ADDOPTS', '')} -o cache_dir={shlex.quote(str(cache / 'pytest'))}"
@@ -199,10 +218,10 @@ def environment(venv: Path, environ: Mapping[str, str]) -> dict[str, str]:
         "MYPY_CACHE_DIR": str(cache / "mypy"),
         "PIP_USER": "0",  # a user's pip may be set to install outside environments
         "PYTEST_ADDOPTS": pytest.strip(),
-        "PYTHONPYCACHEPREFIX": str(cache / "bytecode"),
+        "PYTHONPYCACHEPREFIX": str(bytecode(venv)),
         "RUFF_CACHE_DIR": str(cache / "ruff"),
     }
-    foreign = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
+    foreign = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
     return {name: value for name, value in environ.items() if name not in foreign} | ours
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ollama_adapter.system.jail.paths import python_paths
 from tools import environment
 
 AS_ROOT = os.geteuid() == 0
@@ -225,8 +226,30 @@ def test_every_cache_lies_inside(tmp_path: Path) -> None:
     assert made["PIP_INDEX_URL"] == "u"
     assert "PYTHONPATH" not in made
     assert made["PYTEST_ADDOPTS"] == f"-v -o cache_dir='{tmp_path}/a b/cache/pytest'"
-    for name in ("MYPY_CACHE_DIR", "RUFF_CACHE_DIR", "COVERAGE_FILE", "PYTHONPYCACHEPREFIX"):
+    for name in ("MYPY_CACHE_DIR", "RUFF_CACHE_DIR", "COVERAGE_FILE"):
         assert made[name].startswith(f"{tmp_path}/a b/cache/")
+    assert made["PYTHONPYCACHEPREFIX"].startswith(f"{tmp_path}/a b/")
+
+
+def test_bytecode_is_written_whatever_the_shell_says(tmp_path: Path) -> None:
+    made = environment.environment(tmp_path, {"HOME": "/h", "PYTHONDONTWRITEBYTECODE": "1"})
+    assert "PYTHONDONTWRITEBYTECODE" not in made
+
+
+def test_the_source_is_compiled_where_a_jailed_daemon_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    source = tmp_path / "src"
+    source.mkdir()
+    (source / "sound.py").write_text("one = 1\n")
+    (source / "broken.py").write_text("one =\n")
+    environment.compile_source(source, tmp_path / "e")
+    (made,) = (tmp_path / "e").rglob("*.pyc")
+    assert made.name.startswith("sound.")
+    assert [each.name for each in source.iterdir() if each.is_dir()] == []
+    inside = environment.bytecode(Path(sys.prefix))
+    assert any(inside.is_relative_to(each) for each in python_paths())
 
 
 def test_an_old_python_could_read_the_script() -> None:

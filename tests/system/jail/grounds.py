@@ -68,13 +68,17 @@ def lacking(user: str, level: Level) -> str:
     return "" if found.level is level else "; ".join(found.reasons)
 
 
-def environment_of(user: str, homes: Path) -> dict[str, str]:
-    """What a program on a stage is given: a home of its own, below `homes`, and where to import from."""
+def environment_of(user: str, homes: Path, compiled: bool = True) -> dict[str, str]:
+    """What a program on a stage is given: a home of its own, below `homes`, and where to import from.
+
+    `compiled`: it can reach our bytecode; else it would compile Python's own library, too.
+    """
     home = homes / user
     home.mkdir(exist_ok=True)
     if ROOT and user != "root":
         os.chown(home, STRANGER_UID, STRANGER_UID)
-    return {
+    cache = {"PYTHONPYCACHEPREFIX": sys.pycache_prefix} if compiled and sys.pycache_prefix else {}
+    return cache | {
         "HOME": str(home),
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": os.pathsep.join(OURS[:2]),
@@ -89,7 +93,7 @@ def run_staged(
     """Run our Python with these arguments to its end, as that user; see `staged`."""
     return subprocess.run(
         staged([wanted.pop("python", sys.executable), *argv], user, **wanted),
-        env=environment_of(user, homes),
+        env=environment_of(user, homes, compiled="hide" not in wanted),
         cwd=OURS[0],
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -35,6 +35,8 @@ async def session(level: Level) -> str:
         os.mkdir(models)
         argv, port = settings.embedded_command(), find_free_port()
         environment = {"HOME": home, "OLLAMA_MODELS": models, "OLLAMA_HOST": f"127.0.0.1:{port}"}
+        if compiled := os.environ.get("PYTHONPYCACHEPREFIX"):
+            environment["PYTHONPYCACHEPREFIX"] = compiled
         policy = daemon_policy(level, argv, home=home, models=models, port=port)
         try:
             child = await spawn(argv, environment, "/", scope, policy)
