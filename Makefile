@@ -27,9 +27,11 @@ run: ## stream an answer of a small local model, with its energy (PROMPT="..." M
 	$(environment) all -m ollama_adapter run -- "$$MODEL" "$$PROMPT"
 
 test: ## run the tests; every branch of core must be covered by its own
-	$(environment) dev -m coverage run -m pytest tests/core
+	$(environment) dev -m coverage erase
+	$(environment) dev -m coverage run -m pytest tests/core -n 2 --dist worksteal
+	$(environment) dev -m coverage combine --quiet
 	$(environment) dev -m coverage report
-	$(environment) dev -m pytest --ignore=tests/core -n 2 --dist loadfile
+	$(environment) dev -m pytest --ignore=tests/core -n 2 --dist worksteal
 
 check: ## format, lint, types, layers
 	$(environment) dev -m ruff format --check .
