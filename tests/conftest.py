@@ -7,9 +7,11 @@ process that outlives it fails it. Sockets and files left open fail it too, as R
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +42,8 @@ REPORT = pytest.StashKey[Report]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, and inherited
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("soak" if config.getoption("--soak") else "test")
     config.stash[REPORT] = Report(config.getoption("--soak-report"))
     config.pluginmanager.register(config.stash[REPORT], "soak-report")
@@ -84,19 +88,40 @@ def _without_leftover_tasks(function: Callable[..., object]) -> Callable[..., ob
     return guarded
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_there_is_no_garbage() -> None:
+    """What a module finds is searched once, not after each of its tests, which takes longer than most of them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves children behind, and lets what it forgot to close say so now."""
     if "core" in request.path.relative_to(request.config.rootpath).parts:
         yield  # nothing is ever started there
         return
-    before = set(psutil.Process().children())
+    before = _children() | _children()  # twice: one is left out when its neighbour ends meanwhile
     yield
     gc.collect()
-    left = [each for each in psutil.Process().children() if each not in before]
-    _, left = psutil.wait_procs(left, timeout=GRACE_S) if left else ([], [])
+    left: list[psutil.Process] = []
+    if more := _children() - before:
+        mine = psutil.Process().children()
+        _, left = psutil.wait_procs([each for each in mine if each.pid in more], timeout=GRACE_S)
     left = [each for each in left if not _is_a_helper_of_multiprocessing(each)]
     assert not left, f"the test leaves processes behind: {left}"
+
+
+def _children() -> set[int]:
+    """Of this process. psutil reads all processes of the machine for it, which each test would wait for."""
+    threads = list(Path("/proc/self/task").glob("*/children"))
+    if not threads:  # another system, or a kernel that keeps no such list
+        return {each.pid for each in psutil.Process().children()}
+    found: set[int] = set()
+    for each in threads:
+        with contextlib.suppress(OSError):  # the thread has just ended
+            found.update(map(int, each.read_text().split()))
+    return found
 
 
 def _is_a_helper_of_multiprocessing(process: psutil.Process) -> bool:
