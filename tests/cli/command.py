@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -16,13 +17,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.cli.screen import Screen
 
 WATCHDOG_S = 60.0
 KEPT = ("PATH", "PYTHONPATH", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH")
 COMMAND = (sys.executable, "-m", "ollama_adapter")
+FORKSERVER = Path(__file__).with_name("forkserver.py")
+FORKED = ("OLLAMA_", "XDG_", "PATH")
+"""How variables begin that are read by the command alone, not by Python or a library as it starts."""
+PIPE_BYTES = 65_536
 IN_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -50,6 +55,7 @@ class Machine:
     home: Path
     port: int = 0
     environment: dict[str, str] = field(default_factory=dict)
+    server: ForkServer | None = None
 
     @property
     def whole_environment(self) -> dict[str, str]:
@@ -74,6 +80,16 @@ class Machine:
         )
 
     async def run(self, *arguments: str | bytes, stdin: bytes = b"") -> Done:
+        """To its end: as a fork, where that makes no difference; for its help, from the start."""
+        plain = all(each.startswith(FORKED) for each in self.environment)
+        if self.server and plain and "--help" not in arguments and len(stdin) <= PIPE_BYTES:
+            order = {
+                "arguments": [os.fsdecode(each) for each in arguments],
+                "environment": self.whole_environment,
+                "directory": str(self.home),
+            }
+            async with asyncio.timeout(WATCHDOG_S):
+                return await self.server.run(order, stdin)
         process = await self.start(*arguments)
         return await finish(process, stdin)
 
@@ -104,6 +120,59 @@ class Machine:
             await process.wait()
             os.close(slave)
             os.close(master)
+
+
+class ForkServer:
+    """One for many commands; see forkserver.py."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(FORKSERVER), str(theirs.fileno())],
+                env=Machine(Path("/")).whole_environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.PIPE,  # like those of a command: Python's files are made for them
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._control.close()
+        said = self._process.communicate(timeout=WATCHDOG_S)[1]
+        assert (self._process.returncode, said) == (0, b"")
+
+    async def run(self, order: dict[str, Any], stdin: bytes) -> Done:
+        """What the command left; killed if this is cancelled."""
+        ours, theirs = socket.socketpair()
+        (input_, to), (out, output), (err, errors) = (os.pipe() for _ in range(3))
+        os.write(to, stdin)  # there is room for all of it
+        os.close(to)
+        socket.send_fds(self._control, [b"1"], [input_, output, errors, theirs.fileno()])
+        theirs.close()
+        for each in (input_, output, errors):
+            os.close(each)
+        with ours:
+            ours.sendall(json.dumps(order).encode() + b"\n")
+            ours.setblocking(False)
+            said = await asyncio.gather(read_all(out), read_all(err))
+            code = await asyncio.get_running_loop().sock_recv(ours, 16)
+        return Done(int(code), *(each.decode() for each in said))
+
+
+async def read_all(descriptor: int) -> bytes:
+    """What comes through a pipe until its end; the pipe is closed."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
+    )
+    try:
+        return await reader.read()
+    finally:
+        transport.close()
 
 
 async def finish(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Done:
