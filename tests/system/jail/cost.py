@@ -1,6 +1,6 @@
 """What the jail costs: per spawn, per token, and until the adapter is ready; run as a script.
 
-argv: how often each is measured, then the levels to try. Prints as JSON, by level: seconds of each spawn of a
+argv: how often each is measured, how many tokens come, then the levels to try. Prints as JSON, by level: seconds of each spawn of a
 program that ends at once; how often keeper and process 1 woke while a number of tokens came; and seconds from
 the daemon's first answer to anybody until the adapter calls it ready.
 """
@@ -37,7 +37,6 @@ from tests.system.jail.application import ENDLESS, config_for, without_what_is_b
 
 VERSION = encode_request("GET", "/api/version")
 LOOK_EVERY_NS = 1_000_000
-TOKENS = 500
 WINDOWS = (
     3  # what is woken by a token is woken in each of them; what the start has left to do, is not
 )
@@ -91,7 +90,7 @@ async def time_until_ready(level: Level) -> float:
         await adapter.aclose()
 
 
-async def wakes_while_tokens_come(level: Level) -> dict[str, int]:
+async def wakes_while_tokens_come(level: Level, tokens: int) -> dict[str, int]:
     """Of everybody between us and the daemon: they have nothing to do with a token."""
     adapter = OllamaAdapter(config_for(level))
     try:
@@ -103,13 +102,13 @@ async def wakes_while_tokens_come(level: Level) -> dict[str, int]:
             for each in family.family_of(psutil.Process())
             if family.role_of(each) in ("keeper", "trampoline")
         ]
-        wakes = TOKENS
+        wakes = tokens
         for _ in range(WINDOWS):
             before = sum(map(switches, between))
-            await read(stream, TOKENS)
+            await read(stream, tokens)
             wakes = min(wakes, sum(map(switches, between)) - before)
         await stream.stop()
-        return {"between": len(between), "tokens": TOKENS, "wakes": wakes}
+        return {"between": len(between), "tokens": tokens, "wakes": wakes}
     finally:
         await adapter.aclose()
 
@@ -125,7 +124,7 @@ def switches(process: psutil.Process) -> int:
     return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
 
 
-async def measure(times: int, wanted: list[Level]) -> dict[Level, dict[str, Any]]:
+async def measure(times: int, tokens: int, wanted: list[Level]) -> dict[Level, dict[str, Any]]:
     report: dict[Level, dict[str, Any]] = {each: {"spawn_s": [], "ready_s": []} for each in wanted}
     with tempfile.TemporaryDirectory() as base:
         os.chmod(base, 0o755)
@@ -139,7 +138,7 @@ async def measure(times: int, wanted: list[Level]) -> dict[Level, dict[str, Any]
         facts = without_what_is_better(FACTS, level)
         levels.probe = functools.cache(lambda facts=facts: facts)
         ollama_adapter.daemon.Launcher = Launcher  # type: ignore[attr-defined]
-        report[level] |= await wakes_while_tokens_come(level)
+        report[level] |= await wakes_while_tokens_come(level, tokens)
         ollama_adapter.daemon.Launcher = Watched  # type: ignore[attr-defined]
         for _ in range(times):
             report[level]["ready_s"].append(await time_until_ready(level))
@@ -147,5 +146,6 @@ async def measure(times: int, wanted: list[Level]) -> dict[Level, dict[str, Any]
 
 
 if __name__ == "__main__":
-    wanted = [Level(each) for each in sys.argv[2:]]
-    json.dump(asyncio.run(measure(int(sys.argv[1]), wanted)), sys.stdout)
+    times, tokens, *wanted = sys.argv[1:]
+    report = asyncio.run(measure(int(times), int(tokens), [Level(each) for each in wanted]))
+    json.dump(report, sys.stdout)

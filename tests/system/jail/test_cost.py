@@ -21,9 +21,9 @@ JAILS = (Level.NAMESPACES, Level.GUARD, Level.PARTIAL)
 def test_a_jail_costs_nothing_per_token_and_little_per_start(
     user: str, homes: Path, scaled: Callable[[int], int], measured: Callable[..., None]
 ) -> None:
-    times = scaled(20)
+    times, tokens = scaled(20), max(100, scaled(500))
     wanted = [Level.NONE, *(each for each in JAILS if not lacking(user, each))]
-    done = run_staged([str(HERE / "cost.py"), str(times), *wanted], user, homes)
+    done = run_staged([str(HERE / "cost.py"), str(times), str(tokens), *wanted], user, homes)
     assert done.returncode == 0, done.stderr
     report: dict[str, dict[str, Any]] = json.loads(done.stdout)
     without = min(report[Level.NONE]["spawn_s"])  # what others run only ever adds
