@@ -15,6 +15,8 @@ from typing import Any
 
 U32, I32, F32, BOOL, STRING, ARRAY, U64 = 4, 5, 6, 7, 8, 9, 10
 ALIGNMENT = 32
+NARROW = 64
+"""The weights of wider models are of 256 values: drawing millions of others takes seconds."""
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -123,6 +125,9 @@ def llama(
         count = 1
         for each in shape:
             count *= each
+        if width > NARROW:
+            steps = [spread * (each / 127.5 - 1) for each in range(256)]
+            return shape, array("f", map(steps.__getitem__, rng.randbytes(count))).tobytes()
         values = array("f", (rng.uniform(-spread, spread) for _ in range(count)))
         return shape, values.tobytes()
 
