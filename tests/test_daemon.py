@@ -253,7 +253,7 @@ async def test_a_port_lost_to_another_program_is_replaced(place: Path) -> None:
 
 async def test_a_daemon_that_never_gets_ready_is_given_up_and_ended(place: Path) -> None:
     installed = Installed(place, "deaf")
-    async with supervising(installed.config(start_timeout_s=1.0)) as daemon:
+    async with supervising(installed.config(start_timeout_s=1.0, restart_tries=1)) as daemon:
         with pytest.raises(DaemonStartTimeout):
             await daemon.ensure_running()
         await until_gone(*installed.pids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,8 @@ async def test_the_sum_of_the_frames_is_the_stream() -> None:
 
     async with ScriptedDaemon(script) as daemon:
         orchestrator = Orchestrator(config_for(daemon), on_frame=received.append)
+        profile = orchestrator.adapter._profile
+        orchestrator.adapter._profile = replace(profile, half_life_ms=50)  # drained in no time
         async with orchestrator, asyncio.timeout(WATCHDOG_S):
             tokens = orchestrator.adapter.generate_stream("m", "p")
             events = []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,9 @@ async def test_a_daemon_that_is_killed_interrupts_the_stream_and_is_replaced(
 
 
 async def test_a_stream_that_stands_still_is_diagnosed(machine: Path) -> None:
-    async with Orchestrator(embedded(next_token_s=1, buffer_tokens=4)) as orchestrator:
+    config = embedded(next_token_s=1, buffer_tokens=4)
+    brief = replace(config.daemon, stop_grace_s=0.5)  # what stands still does not end by itself
+    async with Orchestrator(replace(config, daemon=brief)) as orchestrator:
         adapter = orchestrator.adapter
         tokens = adapter.generate_stream(MODEL, QUESTION, format=ENDLESS, num_predict=100_000)
         assert (await anext(tokens)).token
