@@ -146,6 +146,23 @@ def test_a_read_is_taken_as_its_records_one_by_one(
     assert type(together.generation.error) is type(single.generation.error)
 
 
+@pytest.mark.parametrize("kind", [GenerateRecord, ChatRecord])
+@pytest.mark.parametrize("entries", [None, [LogprobEntry("a", -0.5, [Candidate("a", -0.25)])]])
+def test_plain_tokens_of_one_read_are_taken_together(
+    kind: Any, entries: list[LogprobEntry] | None
+) -> None:
+    said: dict[str, Any] = (
+        {"response": "a"} if kind is GenerateRecord else {"message": Message(content="a")}
+    )
+    read = [kind(**said, logprobs=entries, token_ids=(n,)) for n in range(3)]
+    single, together = Run().feed([(0, each) for each in read]), Run()
+    events = together.generation.receive(read, together.now_ns)
+    assert events == single.events
+    assert [each.logprobs for each in events] == [[-0.25] if entries else None] * 3
+    assert [each.logprob for each in events] == [-0.5 if entries else None] * 3
+    assert [each.token_ids for each in events] == [(0,), (1,), (2,)]
+
+
 @settings(max_examples=40)
 @given(streams)
 def test_events_are_numbered_and_never_go_back_in_time(stream: Records) -> None:
@@ -326,10 +343,14 @@ def test_without_a_last_record_nothing_is_taken_for_an_end(complete: bool) -> No
         ([], True, None),
     ],
 )
-def test_the_token_repeat_guard_of_the_daemon_is_an_end(
-    pieces: list[str], complete: bool, finish: Finish | None
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_the_token_repeat_guard_of_the_daemon_is_an_end_however_it_is_read(
+    pieces: list[str], complete: bool, finish: Finish | None, size: int
 ) -> None:
-    run = Run().say(*pieces)
+    run = Run()
+    for start in range(0, len(pieces), size):
+        read = [GenerateRecord(response=each) for each in pieces[start : start + size]]
+        run.generation.receive(read, run.now_ns)
     assert run.end(complete=complete) is finish
 
 

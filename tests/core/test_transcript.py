@@ -183,6 +183,19 @@ def test_overlap_is_symmetric_within_bounds_and_1_for_equals(
     assert 0.0 <= (overlap(p, q) or 0.0) <= 1.0
 
 
+def test_a_read_of_many_is_the_same_as_its_events_one_by_one() -> None:
+    thought, called = event("c", Channel.THINKING, (3,)), event("", Channel.TOOL_CALLS, calls=[{}])
+    for events in ([event("a", ids=(1,)), event("b", ids=(2,))], [event("a"), thought, called]):
+        single, together = transcript_of(*events), Transcript()
+        together.add(events)
+        for channel in (Channel.TEXT, Channel.THINKING):
+            assert together.text(channel) == single.text(channel)
+        assert together.ids == single.ids
+        assert together.tool_calls == single.tool_calls
+        assert len(together) == len(single) == len(events)
+        assert together.last is events[-1]
+
+
 def test_a_transcript_tells_how_long_it_took() -> None:
     made = Transcript()
     assert made.written_s == 0.0
