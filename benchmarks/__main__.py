@@ -146,6 +146,7 @@ def save(document: Mapping[str, Any], compared: Mapping[str, Samples], out: Path
     stem = f"{datetime.now(UTC):%Y-%m-%d}-{report.slug()}"
     files = {f"{stem}.json": report.as_json(document)}
     files |= {f"{stem}-{name}.svg": drawn for name, drawn in plot(compared).items()}
+    out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (out / name).write_text(text, "utf-8")
         print(f"written: {name}")

@@ -216,6 +216,15 @@ def test_what_the_user_sets_counts_before_our_defaults(
     assert environment["OLLAMA_HOST"] == "127.0.0.1:5000"
 
 
+@pytest.mark.parametrize(("place", "passed"), [(sys.prefix, True), ("/elsewhere", False)])
+def test_bytecode_is_looked_for_only_where_a_jail_shows_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, place: str, passed: bool
+) -> None:
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", f"{place}/bytecode")
+    environment = settings.daemon_environment(5000, home / "models", "5m")
+    assert environment.get("PYTHONPYCACHEPREFIX") == (f"{place}/bytecode" if passed else None)
+
+
 def test_the_home_of_a_daemon_is_made_and_private(home: Path) -> None:
     environment = settings.daemon_environment(5000, home / "a/b/models", "5m")
     assert Path(environment["HOME"]).stat().st_mode & 0o777 == 0o700

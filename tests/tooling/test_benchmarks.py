@@ -41,16 +41,17 @@ def test_one_command_measures_and_writes_it_down(tmp_path: Path) -> None:
     if sys.platform != "linux" or not any(map(shutil.which, ("cc", "gcc", "clang"))):
         assert bench(tmp_path).returncode == 1
         return
-    done = bench(tmp_path)
+    out = tmp_path / "not/there/yet"
+    done = bench(out)
     assert done.returncode == 0, done.stderr
     assert CLIENT in done.stdout
-    (results,) = tmp_path.glob("*.json")
+    (results,) = out.glob("*.json")
     document = json.loads(results.read_text("utf-8"))
     assert document["machine"]["cores"] >= 1
     rounds = [case[CLIENT]["rounds"] for case in document["cases"].values()]
     assert [len(each) for each in rounds] == [1]
     assert all(number > 0 for case in rounds for each in case for number in each.values())
-    (drawn,) = tmp_path.glob("*.svg")
+    (drawn,) = out.glob("*.svg")
     bars = ElementTree.fromstring(drawn.read_text("utf-8")).iter("{http://www.w3.org/2000/svg}rect")
     assert len(list(bars)) == 1
 

@@ -19,6 +19,7 @@ from ollama_adapter.config import Config, DaemonConfig
 from ollama_adapter.errors import ConfigError
 
 APPLICATION: Final = "ollama-adapter"
+COMPILED: Final = "PYTHONPYCACHEPREFIX"
 PASSED_ON: Final = (
     "CUDA_VISIBLE_DEVICES",
     "GGML_VK_VISIBLE_DEVICES",
@@ -29,7 +30,7 @@ PASSED_ON: Final = (
     "LD_LIBRARY_PATH",
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONPATH",
-    "PYTHONPYCACHEPREFIX",
+    COMPILED,
     "ROCR_VISIBLE_DEVICES",
     "OLLAMA_CONTEXT_LENGTH",
     "OLLAMA_FLASH_ATTENTION",
@@ -159,6 +160,8 @@ def daemon_environment(
             hint="set XDG_STATE_HOME and OLLAMA_MODELS to directories that you may write",
         ) from error
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if not Path(passed_on.get(COMPILED, "")).is_relative_to(sys.prefix):
+        passed_on.pop(COMPILED, None)  # a jail does not show it, and all would be compiled anew
     return {**(defaults or {}), **passed_on} | {
         "HOME": str(home),
         "TMPDIR": str(home),
