@@ -16,7 +16,7 @@ BARS: Final = 480
 LINE: Final = 19
 HEAD: Final = 58
 GAP: Final = 24
-COLOURS: Final = ("#0b7a75", "#5fb3ae", "#c0392b", "#8e6bbf", "#d08a1d", "#7f8c8d")
+COLOURS: Final = ("#0b7a75", "#5fb3ae", "#c0392b", "#8e6bbf", "#d08a1d", "#3d6fb4", "#7f8c8d")
 STYLE: Final = (
     "text{font:13px system-ui,sans-serif;fill:#333}.t{font-size:16px;font-weight:600}.c{font-weight:600}"
     ".g{stroke:#8884;stroke-width:1}.u{fill:#777;font-size:12px}"
