@@ -107,6 +107,8 @@ async def _until_signal(work: Awaitable[None]) -> int:
     except (asyncio.CancelledError, OSError):  # the terminal may be gone as well
         if not signals.received:
             raise
+    finally:  # a signal changes nothing any more, and must not be written to a loop that closes
+        signal.set_wakeup_fd(-1)
     return 128 + signals.received[0] if signals.received else 0
 
 
