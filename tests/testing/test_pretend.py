@@ -13,6 +13,7 @@ import pytest
 from ollama_adapter import OllamaAdapter
 from ollama_adapter.errors import ConfigError, ContextOverflow, PortTaken
 from ollama_adapter.testing import ManualClock, Phase, PretendModel, PretendOllama
+from ollama_adapter.testing.connection import Connection
 from tests.serving import until
 from tests.testing.wire import Conversation, Heard, ask
 
@@ -482,3 +483,19 @@ async def test_it_counts_what_it_saw() -> None:
     assert (done.phase, refused.phase) == (Phase.DONE, Phase.REFUSED)
     assert done.sent in (3, 4)
     assert "hello" not in f"{daemon!r} {daemon.generations()!r} {daemon.requests!r}"
+
+
+async def test_whoever_is_let_in_after_its_end_is_hung_up_on() -> None:
+    daemon = PretendOllama()
+    await daemon.revive()
+    await daemon.aclose()
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        port = elsewhere.getsockname()[1]
+        _, late = await loop.create_connection(
+            lambda: Connection(daemon, daemon._scope), "127.0.0.1", port
+        )
+        await until(lambda: late.left)
+        assert late.ended
+        late.data_received(b"GET /api/version HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert late.service is None

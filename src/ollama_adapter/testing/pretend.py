@@ -222,7 +222,9 @@ class PretendOllama:
 
     def opened(self, connection: Connection) -> None:
         self._connections.add(connection)
-        if self._send_buffer_bytes:
+        if not self.alive:  # it had been accepted, and nobody is there any more
+            connection.drop()
+        elif self._send_buffer_bytes:
             connection.limit(self._send_buffer_bytes)
         self.changed()
 
