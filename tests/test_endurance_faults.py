@@ -60,9 +60,8 @@ class Soak:
         """What the answers are without a fault; and what has a bound begins at it."""
         for each in self.adapters:
             each._sessions._ended.extend(secrets.token_hex(8) for _ in range(REMEMBERED))
-            await each.pool.ensure_loaded(
-                "pretend"
-            )  # each has a task that watches what is in memory
+            # each pool has a task that watches what is in memory
+            await each.pool.ensure_loaded("pretend")
         for prompt in PROMPTS:
             told = await read(begin(self.adapters[0], Case(FaultKind.RST, ""), prompt))
             assert told.error is None

@@ -18,6 +18,16 @@ def _nothing() -> None:
     """Nobody has to be told."""
 
 
+def _wake(reader: asyncio.Future[None] | None) -> None:
+    """Tell a reader, if one waits, that there is something. In a loop that was closed nobody does."""
+    if reader is not None and not reader.done():
+        try:
+            reader.set_result(None)
+        except RuntimeError:
+            if not reader.get_loop().is_closed():
+                raise
+
+
 class Channel(Generic[T]):
     """Lossless. The items are handed out in order, then the end: None, or an error raised once.
 
@@ -79,13 +89,7 @@ class Channel(Generic[T]):
 
     def flush(self) -> None:
         """Tell the reader of what was put: once per socket read, not once per item."""
-        reader = self._reader
-        if reader is not None and not reader.done():
-            try:
-                reader.set_result(None)
-            except RuntimeError:
-                if not reader.get_loop().is_closed():  # else nobody waits any more
-                    raise
+        _wake(self._reader)
         if (self._items >= self._max_items or self._bytes >= self._max_bytes) and not self._full:
             self._full = True
             self.on_full()
@@ -170,21 +174,12 @@ class Latest(Generic[T]):
         if self._item is not None:
             self.skipped += 1
         self._item = item
-        self._wake()
+        _wake(self._reader)
 
     def end(self) -> None:
         """No more items; the last one is still handed out."""
         self._ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        reader = self._reader
-        if reader is not None and not reader.done():
-            try:
-                reader.set_result(None)
-            except RuntimeError:
-                if not reader.get_loop().is_closed():  # else nobody waits any more
-                    raise
+        _wake(self._reader)
 
     async def get(self) -> T | None:
         """The newest item not yet seen; None at the end. Cancelling is safe."""

@@ -132,7 +132,7 @@ class Exchange(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if (
             self.status and not self._complete
-        ):  # without a status it was an interim one, such as 100
+        ):  # an interim response, such as 100, has no status here
             self._complete = True
             self._whole = len(self._chunks)
 
