@@ -138,11 +138,12 @@ class Exchange(asyncio.Protocol):
 
     # ours
 
-    def send(self, connection: socket.socket) -> None:
-        """What of the request goes at once; two turns of the loop later its transport has the rest."""
+    def send(self, connection: socket.socket) -> bytes:
+        """What of the request goes at once, two turns of the loop before a transport; gives the rest."""
         self._socket = connection
-        with suppress(OSError):  # of a connection that is broken the transport will tell
+        with suppress(OSError):  # of a connection that is broken its reader will tell
             self._request = self._request[connection.send(self._request) :]
+        return self._request
 
     def pause(self) -> None:
         """Read no more until `resume`: the kernel's buffers fill, and the daemon waits."""
@@ -224,11 +225,7 @@ class Exchange(asyncio.Protocol):
 
 async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float) -> Exchange:
     """Connect and send `request`. Raises ConnectFailed, ReadTimeout. Cancelling closes the socket."""
-    try:
-        async with asyncio.timeout(connect_s):
-            connection = await dial()
-    except TimeoutError as error:
-        raise ReadTimeout(f"no connection to the daemon within {connect_s:g} s") from error
+    connection = await _connect(dial, connect_s)
     exchange = Exchange(request, sink)
     exchange.send(connection)
     try:
@@ -238,6 +235,14 @@ async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float
         connection.close()
         raise
     return exchange
+
+
+async def _connect(dial: Dial, connect_s: float) -> socket.socket:
+    try:
+        async with asyncio.timeout(connect_s):
+            return await dial()
+    except TimeoutError as error:
+        raise ReadTimeout(f"no connection to the daemon within {connect_s:g} s") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +261,10 @@ async def fetch(
     answer_s: float | None,
     max_bytes: int = MAX_BODY_BYTES,
 ) -> Response:
-    """One request, its whole answer. Raises TransportError. Cancelling closes the connection."""
+    """One request, its whole answer. Raises TransportError. Cancelling closes the connection.
+
+    Read without a transport, which would take longer to make than such an answer takes to come.
+    """
     body = bytearray()
 
     def collect(_status: int, data: bytes, _now_ns: int) -> None:
@@ -264,14 +272,34 @@ async def fetch(
         if len(body) > max_bytes:
             raise ProtocolError(f"the daemon sent an answer of over {max_bytes >> 10} KiB")
 
-    exchange = await open_exchange(dial, request, collect, connect_s)
+    connection = await _connect(dial, connect_s)
+    exchange = Exchange(request, collect)
     try:
         async with asyncio.timeout(answer_s):
-            complete = await exchange.ended
+            await _carry_out(exchange, connection)
     except TimeoutError as error:
         raise ReadTimeout(f"no answer from the daemon within {answer_s:g} s") from error
     finally:
-        exchange.close()
-    if not complete:
+        connection.close()
+    if not exchange.ended.result():
         raise ConnectionLost("the daemon closed the connection in the middle of its answer")
     return Response(exchange.status, bytes(body))
+
+
+async def _carry_out(exchange: Exchange, connection: socket.socket) -> None:
+    """All of the request out, all of the response in."""
+    loop = asyncio.get_running_loop()
+    try:
+        if rest := exchange.send(connection):
+            await loop.sock_sendall(connection, rest)
+    except OSError:
+        pass  # the daemon has enough of it, and may have said why
+    while not exchange.ended.done():
+        try:
+            data = await loop.sock_recv(connection, READ_BYTES)
+        except OSError:
+            data = b""
+        if data:
+            exchange.data_received(data)
+        else:
+            exchange.connection_lost(None)
