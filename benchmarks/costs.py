@@ -130,14 +130,16 @@ def frame_us(times: int) -> float:
 
 def cache_us(times: int) -> tuple[float, float]:
     """An answer of 256 tokens in memory: to find it, and to find that there is none."""
-    from ollama_adapter.core.cache import SECRET_BYTES, AnswerCache
+    from ollama_adapter.core.cache import SECRET_BYTES, AnswerCache, pack
     from ollama_adapter.events import Finish, Statistics, TokenEvent
 
     cache = AnswerCache(1 << 24, 3600.0, bytes(SECRET_BYTES))
     body = b'{"model":"m","prompt":"Say something.","options":{"seed":1,"temperature":0}}'
     events = [TokenEvent(" the", 0, 0, "s", "m", index=n) for n in range(256)]
     key = cache.key("digest", "/api/generate", body)
-    cache.put(key, events, Statistics("s", "m", finish=Finish.STOP), 0)
+    part = pack(events)
+    assert part is not None
+    cache.put(key, [part], Statistics("s", "m", finish=Finish.STOP), 0)
 
     def hit() -> None:
         assert cache.get(cache.key("digest", "/api/generate", body), 1) is not None

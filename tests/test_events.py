@@ -64,7 +64,7 @@ VALUES: list[Any] = [
     Message(SECRET, SECRET, [{SECRET: NUMBER}]),
     GenerateRecord(response=SECRET, thinking=SECRET, error=SECRET),
     ChatRecord(message=Message(SECRET)),
-    CachedToken(SECRET, alternatives=[(SECRET, NUMBER)]),
+    CachedToken(SECRET, candidates=[Candidate(SECRET, NUMBER)]),
 ]
 
 

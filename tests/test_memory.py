@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from ollama_adapter import Finish, OllamaAdapter, Source, StreamConfig, memory
+from ollama_adapter import Finish, OllamaAdapter, Source, StreamConfig, TokenEvent, memory
 from ollama_adapter.errors import AdapterError, DaemonError, InvalidRequest, TransportError
+from ollama_adapter.events import Candidate
 from ollama_adapter.memory import KEPT_TOKENS
+from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.testing import PretendModel, PretendOllama
 from tests.serving import WATCHDOG_S, collect, text_of
 
@@ -158,3 +161,13 @@ async def test_what_all_sessions_hold_together_is_bounded(monkeypatch: pytest.Mo
         assert (await adapter.generate("pretend", "enough", num_predict=20)).text
         with pytest.raises((DaemonError, TransportError)):
             await adapter.generate("pretend", "too much", num_predict=40)
+
+
+def test_what_is_held_of_an_answer_is_nothing_to_pythons_collector() -> None:
+    """It would walk over every event that stays, beside 100 streams for tens of milliseconds."""
+    draft = memory.Memory(StreamConfig(), SystemClock()).draft(private=False)
+    best = [Candidate("a", -0.5), Candidate("b", -1.5)]
+    for index in range(3):
+        draft.add([TokenEvent("a", 1, 1, "s", "m", [-0.5, -1.5], 0.5, index, candidates=best)])
+    assert len(draft.parts) == 3
+    assert not any(map(gc.is_tracked, draft.parts))

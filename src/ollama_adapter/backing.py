@@ -15,7 +15,7 @@ from ollama_adapter.core.records import ChatRecord, GenerateRecord
 from ollama_adapter.core.requests import Request
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import ConnectFailed, ConnectionLost, InvalidRequest
-from ollama_adapter.events import LoadProgress, Statistics, TokenEvent
+from ollama_adapter.events import LoadProgress, Statistics
 from ollama_adapter.memory import Draft, Memory
 from ollama_adapter.pool import Lease, ModelPool
 from ollama_adapter.system.http import Exchange, Sink
@@ -162,11 +162,9 @@ class Backing:
         """Where an answer is kept until it has ended."""
         return self._memory.draft(private=private)
 
-    def remember(
-        self, request: Request, events: Sequence[TokenEvent], statistics: Statistics
-    ) -> None:
-        """An answer has ended: it may be given again when no daemon can be had."""
-        self._memory.keep(self._pool.digest(request.model), request, events, statistics)
+    def remember(self, request: Request, parts: Sequence[bytes], statistics: Statistics) -> None:
+        """An answer has ended, its draft whole: it may be given again when no daemon can be had."""
+        self._memory.keep(self._pool.digest(request.model), request, parts, statistics)
 
     def recall(self, request: Request) -> Cached | None:
         """The answer to exactly this request, from the model as it was last seen."""

@@ -11,43 +11,50 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ollama_adapter.config import StreamConfig
-from ollama_adapter.core.cache import SECRET_BYTES, AnswerCache, Cached
+from ollama_adapter.core.cache import SECRET_BYTES, AnswerCache, Cached, pack
 from ollama_adapter.core.requests import Request
 from ollama_adapter.events import Source, Statistics, TokenEvent
 from ollama_adapter.system.clock import Clock
 
 KEPT_TOKENS: Final = 1024
-"""The longest answer that is kept: its events stay in memory until it has ended."""
+"""The longest answer that is kept: its tokens stay in memory until it has ended."""
 DRAFTED_TOKENS: Final = 65_536
-"""How much of answers that have not ended is held, of all sessions together: some 80 MB."""
+"""How much of answers that have not ended is held, of all sessions together: some 12 MB."""
 
 
 class Draft:
-    """The answer of one session, while it comes; `events` is empty where it is not to be kept."""
+    """The answer of one session, while it comes; `parts` is empty where it is not to be kept."""
 
-    __slots__ = ("_kept", "_memory", "events")
+    __slots__ = ("_kept", "_memory", "_tokens", "parts")
 
     def __init__(self, memory: Memory, *, kept: bool) -> None:
         self._memory = memory
         self._kept = kept
-        self.events: list[TokenEvent] = []
+        self._tokens = 0
+        self.parts: list[bytes] = []
 
     def __repr__(self) -> str:
-        return f"<Draft of {len(self.events)} tokens>"
+        return f"<Draft of {self._tokens} tokens>"
 
     def add(self, events: Sequence[TokenEvent]) -> None:
         """Keep what one read brought, unless it is too much."""
-        if self._kept:
-            self.events += events
-            self._memory.drafted += len(events)
-            if len(self.events) > KEPT_TOKENS or self._memory.drafted > DRAFTED_TOKENS:
-                self.drop()
+        if not self._kept:
+            return
+        self._tokens += len(events)
+        self._memory.drafted += len(events)
+        much = self._tokens > KEPT_TOKENS or self._memory.drafted > DRAFTED_TOKENS
+        part = None if much else pack(events)
+        if part is None:
+            self.drop()
+        else:
+            self.parts.append(part)
 
     def drop(self) -> None:
         """Hold nothing of it any more. Idempotent."""
         self._kept = False
-        self._memory.drafted -= len(self.events)
-        self.events = []
+        self._memory.drafted -= self._tokens
+        self._tokens = 0
+        self.parts = []
 
 
 class Memory:
@@ -72,13 +79,13 @@ class Memory:
         self,
         model_digest: str,
         request: Request,
-        events: Sequence[TokenEvent],
+        parts: Sequence[bytes],
         statistics: Statistics,
     ) -> None:
         """Remember an answer that ended well."""
         if model_digest:
             key = self._cache.key(model_digest, request.path, request.body)
-            self._cache.put(key, events, statistics, self._clock.now_ns())
+            self._cache.put(key, parts, statistics, self._clock.now_ns())
 
     def find(self, model_digest: str, request: Request) -> Cached | None:
         """The answer to exactly this request."""

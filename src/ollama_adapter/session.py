@@ -150,8 +150,8 @@ class Session:
             if self._observer is not None:
                 self._observer.opened(self.statistics.session_id, self._mapper)
             await self._stream()
-            if self._draft.events and not self.hold.substituted:
-                self._backing.remember(self._asked, self._draft.events, self.statistics)
+            if self._draft.parts and not self.hold.substituted:
+                self._backing.remember(self._asked, self._draft.parts, self.statistics)
         except AdapterError as failure:
             error = None if self._answer_from_memory(failure) else failure
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed under it

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ollama_adapter.core.cache import OVERHEAD_BYTES, AnswerCache, Cached, CachedToken
+from ollama_adapter.core.cache import OVERHEAD_BYTES, AnswerCache, Cached, CachedToken, pack
 from ollama_adapter.events import Candidate, Channel, Finish, Source, Statistics, TokenEvent
 
 SECOND = 10**9
@@ -58,6 +58,13 @@ def key_of(
     return held.key(digest, path, json.dumps({**BODY, **fields}).encode())
 
 
+def parts(*said: TokenEvent) -> list[bytes]:
+    """As a draft has them when each read brought one token."""
+    packed = [pack([each]) for each in said]
+    assert None not in packed
+    return [each for each in packed if each is not None]
+
+
 def text_of(found: Cached | None) -> str | None:
     return None if found is None else "".join(each.token for each in found.tokens)
 
@@ -65,10 +72,16 @@ def text_of(found: Cached | None) -> str | None:
 # What is given is what was put
 
 
-@given(st.lists(events, max_size=5), st.sampled_from([Finish.STOP, Finish.LENGTH]))
-def test_an_answer_comes_back_as_it_was(said: list[TokenEvent], finish: Finish) -> None:
+@given(
+    st.lists(st.lists(events, max_size=3), max_size=4),
+    st.sampled_from([Finish.STOP, Finish.LENGTH]),
+)
+def test_an_answer_comes_back_as_it_was(reads: list[list[TokenEvent]], finish: Finish) -> None:
     held = cache()
-    assert held.put(b"k", said, ended(finish), 0)
+    packed = [part for each in reads if (part := pack(each)) is not None]
+    assert len(packed) == len(reads)
+    assert held.put(b"k", packed, ended(finish), 0)
+    said = [event for each in reads for event in each]
     found = held.get(b"k", 3 * SECOND)
     assert found is not None
     assert (found.finish, found.prompt_eval_count, found.eval_count) == (finish, 5, 9)
@@ -82,7 +95,7 @@ def test_an_answer_comes_back_as_it_was(said: list[TokenEvent], finish: Finish) 
 def test_who_changes_an_answer_changes_his_own_copy() -> None:
     held, calls = cache(), [{"function": {"name": "f"}}]
     said = TokenEvent("", 1, 1, "s", "m", channel=Channel.TOOL_CALLS, tool_calls=calls)
-    held.put(b"k", [said], ended(), 0)
+    held.put(b"k", parts(said), ended(), 0)
     calls.clear()
     for _ in range(2):
         found = held.get(b"k", 0)
@@ -143,7 +156,7 @@ def test_a_key_tells_nothing_without_the_secret() -> None:
 
 def test_nothing_is_shown() -> None:
     held = cache()
-    held.put(key_of(held), [event("CANARY")], ended(), 0)
+    held.put(key_of(held), parts(event("CANARY")), ended(), 0)
     found = held.get(key_of(held), 0)
     assert repr(held) == "<AnswerCache 1 answers>"
     for each in (held, found, found and found.tokens[0], found and found.tokens):
@@ -158,30 +171,30 @@ def test_nothing_is_shown() -> None:
 def test_only_an_answer_that_ended_by_itself_is_kept(finish: Finish | None) -> None:
     held = cache()
     whole = finish in (Finish.STOP, Finish.LENGTH)
-    assert held.put(b"k", [event()], ended(finish), 0) is whole
+    assert held.put(b"k", parts(event()), ended(finish), 0) is whole
     assert (held.get(b"k", 0) is not None) is whole
 
 
 @pytest.mark.parametrize("source", Source)
 def test_what_is_second_hand_is_not_kept(source: Source) -> None:
     own = source not in (Source.CACHED, Source.SUBSTITUTED)
-    assert cache().put(b"k", [event(), event(source=source)], ended(), 0) is own
+    assert (pack([event(), event(source=source)]) is not None) is own
 
 
 def test_a_newer_answer_takes_the_place_of_an_older_one() -> None:
     held = cache()
-    held.put(b"k", [event("old" * 99)], ended(), 0)
-    held.put(b"k", [event("new")], ended(), SECOND)
+    held.put(b"k", parts(event("old" * 99)), ended(), 0)
+    held.put(b"k", parts(event("new")), ended(), SECOND)
     found = held.get(b"k", SECOND)
     assert (text_of(found), found and found.age_ns, len(held)) == ("new", 0, 1)
     assert held.held_bytes < 2 * OVERHEAD_BYTES
-    assert not held.put(b"k", [event("cut")], ended(Finish.FAILED), SECOND)
+    assert not held.put(b"k", parts(event("cut")), ended(Finish.FAILED), SECOND)
     assert text_of(held.get(b"k", SECOND)) == "new", "a failure has thrown it away"
 
 
 def test_it_lives_as_long_as_it_is_told() -> None:
     held = cache(ttl_s=60.0)
-    held.put(b"k", [event()], ended(), 0)
+    held.put(b"k", parts(event()), ended(), 0)
     assert held.get(b"k", 60 * SECOND - 1) is not None
     assert held.get(b"k", 60 * SECOND) is None, "it was used, and so lived on"
     assert (len(held), held.held_bytes) == (0, 0)
@@ -189,46 +202,46 @@ def test_it_lives_as_long_as_it_is_told() -> None:
 
 def test_what_is_too_old_goes_without_being_asked_for() -> None:
     held = cache(ttl_s=1.0)
-    held.put(b"a", [event()], ended(), 0)
-    held.put(b"b", [event()], ended(), SECOND // 2)
+    held.put(b"a", parts(event()), ended(), 0)
+    held.put(b"b", parts(event()), ended(), SECOND // 2)
     held.get(b"a", SECOND // 2)
     held.expire(SECOND)
     assert (held.get(b"a", SECOND), held.get(b"b", SECOND) is not None) == (None, True)
-    held.put(b"c", [event()], ended(), 2 * SECOND)
+    held.put(b"c", parts(event()), ended(), 2 * SECOND)
     assert len(held) == 1
 
 
 @pytest.mark.parametrize("max_bytes", [-1, 0, OVERHEAD_BYTES])
 def test_without_room_nothing_is_kept(max_bytes: int) -> None:
     held = cache(max_bytes)
-    assert not held.put(b"k", [event()], ended(), 0)
+    assert not held.put(b"k", parts(event()), ended(), 0)
     assert len(held) == 0
 
 
 def test_what_cannot_be_packed_is_not_kept() -> None:
     calls = [{"function": {"arguments": {"x": 1 << 64}}}]
-    assert not cache().put(b"k", [TokenEvent("", 1, 1, "s", "m", tool_calls=calls)], ended(), 0)
+    assert pack([TokenEvent("", 1, 1, "s", "m", tool_calls=calls)]) is None
 
 
 def test_an_answer_that_is_too_long_drives_nobody_out() -> None:
     held = cache(2 * OVERHEAD_BYTES)
-    held.put(b"a", [event()], ended(), 0)
-    assert not held.put(b"b", [event("x" * 2 * OVERHEAD_BYTES)], ended(), 0)
+    held.put(b"a", parts(event()), ended(), 0)
+    assert not held.put(b"b", parts(event("x" * 2 * OVERHEAD_BYTES)), ended(), 0)
     assert text_of(held.get(b"a", 0)) == "x"
 
 
 def test_forgetting_everything() -> None:
     held = cache()
-    held.put(b"k", [event()], ended(), 0)
+    held.put(b"k", parts(event()), ended(), 0)
     held.clear()
     assert (len(held), held.held_bytes, held.get(b"k", 0)) == (0, 0, None)
-    assert held.put(b"k", [event()], ended(), 0)
+    assert held.put(b"k", parts(event()), ended(), 0)
 
 
 def size_of(text: str) -> int:
     """What an answer of one token counts for."""
     alone = cache()
-    alone.put(b"k", [event(text)], ended(), 0)
+    alone.put(b"k", parts(event(text)), ended(), 0)
     return alone.held_bytes
 
 
@@ -250,7 +263,7 @@ class Model(RuleBasedStateMachine):
     def put(self, key: bytes, size: int) -> None:
         text = "x" * size
         kept = size_of(text) <= self.CAP
-        assert self.held.put(key, [event(text)], ended(), self.now_ns) is kept
+        assert self.held.put(key, parts(event(text)), ended(), self.now_ns) is kept
         if kept:
             self.order = [each for each in self.order if each[0] != key]
             while self.size() + size_of(text) > self.CAP:
@@ -285,6 +298,6 @@ def test_the_measure_is_generous() -> None:
     """The bytes counted are more than those of all texts, names and numbers."""
     held = cache()
     said = [event("日本" * 50) for _ in range(20)]
-    held.put(b"k" * 32, said, ended(), 0)
+    held.put(b"k" * 32, parts(*said), ended(), 0)
     assert held.held_bytes > sum(len(each.token.encode()) for each in said) + 32
     assert repr(CachedToken("CANARY")) == "<CachedToken>"

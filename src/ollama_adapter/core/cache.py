@@ -33,16 +33,9 @@ class CachedToken(Veiled, array_like=True, gc=False):
     token: str
     channel: Channel = Channel.TEXT
     logprob: float | None = None
-    alternatives: list[tuple[str, float]] | None = None
+    candidates: list[Candidate] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     token_ids: tuple[int, ...] | None = None
-
-    @property
-    def candidates(self) -> list[Candidate] | None:
-        """The best tokens at its position."""
-        if self.alternatives is None:
-            return None
-        return [Candidate(token, logprob) for token, logprob in self.alternatives]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +50,7 @@ class Cached:
 
 
 class _Data(msgspec.Struct, array_like=True):
-    tokens: list[CachedToken]
+    parts: list[msgspec.Raw]
     finish: Finish
     prompt_eval_count: int
     eval_count: int
@@ -71,6 +64,21 @@ class _Entry:
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(_Data).decode
+_decode_part: Final = msgspec.msgpack.Decoder(list[CachedToken]).decode
+
+
+def pack(events: Sequence[TokenEvent]) -> bytes | None:
+    """A part of an answer as it is kept, for `AnswerCache.put`. None for what cannot be, or must not be.
+
+    In bytes already while it comes: events that stay make Python's collector walk over them again and
+    again, 100 streams of them for tens of milliseconds.
+    """
+    if any(each.source in _SECOND_HAND for each in events):
+        return None
+    try:
+        return _encode([_token(each) for each in events])
+    except OverflowError:  # an integer of more than 64 bits in the arguments of a tool
+        return None
 
 
 class AnswerCache:
@@ -110,15 +118,15 @@ class AnswerCache:
         question = msgspec.json.encode([model_digest, path, sorted(asked.items())])
         return hashlib.blake2b(question, digest_size=32, key=self._secret[:64]).digest()
 
-    def put(
-        self, key: bytes, events: Sequence[TokenEvent], statistics: Statistics, now_ns: int
-    ) -> bool:
-        """Keep an answer. False where it is not one to be kept: cut short, second hand, or too long."""
+    def put(self, key: bytes, parts: Sequence[bytes], statistics: Statistics, now_ns: int) -> bool:
+        """Keep an answer, all its parts. False for one that is not to be kept: cut short, or too long."""
         self.expire(now_ns)
-        if statistics.finish not in _WHOLE or any(each.source in _SECOND_HAND for each in events):
+        if statistics.finish not in _WHOLE:
             return False
-        data = _packed(events, statistics.finish, statistics)
-        if data is None or len(data) + OVERHEAD_BYTES > self._max_bytes:
+        raw = [msgspec.Raw(each) for each in parts]
+        counts = statistics.prompt_eval_count, statistics.eval_count
+        data = _encode(_Data(raw, statistics.finish, *counts))
+        if len(data) + OVERHEAD_BYTES > self._max_bytes:
             return False
         self._drop(key)
         while self._bytes + len(data) + OVERHEAD_BYTES > self._max_bytes:
@@ -136,8 +144,9 @@ class AnswerCache:
             return None
         self._entries[key] = entry
         found = _decode(entry.data)
+        tokens = [token for part in found.parts for token in _decode_part(part)]
         age_ns = now_ns - entry.stored_ns
-        return Cached(age_ns, found.tokens, found.finish, found.prompt_eval_count, found.eval_count)
+        return Cached(age_ns, tokens, found.finish, found.prompt_eval_count, found.eval_count)
 
     def expire(self, now_ns: int) -> None:
         """Forget what is too old; `get` and `put` do it, too."""
@@ -160,22 +169,12 @@ class AnswerCache:
             self._bytes -= len(entry.data) + OVERHEAD_BYTES
 
 
-def _packed(events: Sequence[TokenEvent], finish: Finish, counts: Statistics) -> bytes | None:
-    tokens = [_token(each) for each in events]
-    try:
-        return _encode(_Data(tokens, finish, counts.prompt_eval_count, counts.eval_count))
-    except OverflowError:  # an integer of more than 64 bits in the arguments of a tool
-        return None
-
-
 def _token(event: TokenEvent) -> CachedToken:
-    best = event.candidates
-    alternatives = None if best is None else [(each.token, each.logprob) for each in best]
     return CachedToken(
         event.token,
         event.channel,
         event.logprob,
-        alternatives,
+        event.candidates,
         event.tool_calls,
         event.token_ids,
     )

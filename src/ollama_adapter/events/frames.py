@@ -21,10 +21,11 @@ class State(StrEnum):
     __hash__ = str.__hash__  # that of Enum is no C, and frames look states up
 
 
-class SessionFrame(msgspec.Struct, frozen=True):
+class SessionFrame(msgspec.Struct, frozen=True, gc=False):
     """One session at one tick: `first`..`last` are the indices of its tokens in this frame (None: none).
 
     A struct, as Frame is, for one is made per session and tick: a frozen dataclass takes ten times as long.
+    Nothing in it can refer to it, so Python's collector need not know of it.
     """
 
     energy: float
