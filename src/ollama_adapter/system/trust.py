@@ -22,9 +22,8 @@ SERVICE_USER: Final = "ollama"  # whom the installer of Ollama makes
 
 def check_listener(port: int, adopt_uids: Collection[int] = ()) -> None:
     """Whoever listens on `port` is us, root, the service user, or named. Raises UntrustedDaemon."""
-    trusted = {os.getuid(), 0, *adopt_uids, *_service_uids()}
-    for uid in listener_uids(port):
-        if uid not in trusted:
+    for uid in listener_uids(port) - {os.getuid(), 0, *adopt_uids}:
+        if uid not in _service_uids():
             raise UntrustedDaemon(
                 f"the daemon on {LOOPBACK}:{port} belongs to another user (uid {uid})",
                 hint=f"if you trust that user with your prompts, set daemon.adopt_uids = [{uid}]; "
