@@ -13,7 +13,7 @@ from ollama_adapter.errors import AdapterError
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.dialing import dial_port
-from ollama_adapter.system.http import Exchange, Sink, encode_request, open_exchange
+from ollama_adapter.system.http import encode_request, open_exchange
 from ollama_adapter.testing import ScriptedDaemon, answer, stream
 from tests.serving import WATCHDOG_S
 
@@ -42,18 +42,13 @@ async def test_only_a_buffer_that_is_full_once_connected_holds_the_daemon_up(
     channel.on_drained = attempt.resume
 
     async with ScriptedDaemon(lambda _: [stream(answer(["three"]))]) as daemon:
-
-        async def open_(sink: Sink) -> Exchange:
+        data = encode_request("POST", request.path, request.body)
+        async with asyncio.timeout(WATCHDOG_S), asyncio.TaskGroup() as group:
+            exchange = await open_exchange(dial_port(daemon.port), data, attempt.receive, 5.0)
             if reads_on:
                 while channel.get_nowait() is not None:
                     pass
-            data = encode_request("POST", request.path, request.body)
-            return await open_exchange(dial_port(daemon.port), data, sink, 5.0)
-
-        async with asyncio.timeout(WATCHDOG_S), asyncio.TaskGroup() as group:
-            run = attempt.run(
-                open_, full=lambda: channel.full, first_s=60.0, next_s=60.0, reader_s=60.0
-            )
+            run = attempt.run(exchange, full=channel.full, first_s=60.0, next_s=60.0, reader_s=60.0)
             ended = group.create_task(run)
             if not reads_on:
                 await _until_paused(attempt)

@@ -14,8 +14,8 @@ from ollama_adapter.core.failures import response_error
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, RecordDecoder
 from ollama_adapter.core.requests import Request
 from ollama_adapter.errors import AdapterError
-from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.http import Exchange, Sink
+from ollama_adapter.system.clock import Clock, reach
+from ollama_adapter.system.http import Exchange
 
 MAX_ERROR_BYTES: Final = 1 << 20
 
@@ -26,7 +26,24 @@ TooLate = Callable[[str, float], Awaitable[AdapterError]]
 
 
 class Attempt:
-    """One request on one connection. `run` is awaited by the session's task; `close` may come any time."""
+    """One request on one connection. `run` is awaited by the session's task; `close` may come any time.
+
+    `receive` is the sink of the connection, and serves before `run` has it.
+    """
+
+    __slots__ = (
+        "_check_reader",
+        "_clock",
+        "_decoder",
+        "_error_body",
+        "_heard_ns",
+        "_resumed_ns",
+        "_take",
+        "_too_late",
+        "_waiting",
+        "exchange",
+        "request",
+    )
 
     def __init__(
         self,
@@ -42,6 +59,7 @@ class Attempt:
         self._too_late = too_late
         self._check_reader = check_reader
         self.exchange: Exchange | None = None
+        self._waiting: asyncio.Future[None] | None = None
         self._error_body = bytearray()
         self._heard_ns = 0  # when the latest record came
         self._resumed_ns = 0  # when the reader last let it go on
@@ -61,21 +79,21 @@ class Attempt:
 
     async def run(
         self,
-        open_: Callable[[Sink], Awaitable[Exchange]],
+        exchange: Exchange,
         *,
-        full: Callable[[], bool],
+        full: bool,
         first_s: float,
         next_s: float,
         reader_s: float,
     ) -> bool:
         """Until the response has ended: whether it came whole. Raises AdapterError.
 
-        `full` says whether what came before still waits for its reader. The limits are in seconds: for
-        the first record, for each one after it, and how often to look whether a reader that makes us
-        wait is still there (0: never).
+        `full` says whether what came before still waits for its reader, now that there is a connection.
+        The limits are in seconds: for the first record, for each one after it, and how often to look
+        whether a reader that makes us wait is still there (0: never).
         """
-        self.exchange = exchange = await open_(self._receive)
-        if full():  # asked now: the reader may have read on while the connection was made
+        self.exchange = exchange
+        if full:
             exchange.pause()
         await self._until_ended(exchange, first_s, next_s, reader_s or next_s)
         if exchange.status not in (0, 200):
@@ -106,6 +124,8 @@ class Attempt:
         self, exchange: Exchange, first_s: float, next_s: float, look_s: float
     ) -> None:
         """Wait, with a timer per silence and none per token. Raises ReadTimeout, ProtocolError."""
+        loop = asyncio.get_running_loop()
+        exchange.ended.add_done_callback(self._wake)
         waiting_since = self._clock.now_ns()
         while not exchange.ended.done():
             if exchange.paused:  # the reader holds us up, not the daemon
@@ -121,10 +141,19 @@ class Attempt:
             if remaining <= 0:
                 raise await self._too_late("first" if first else "next", limit_s)
             # The first token may come meanwhile, and then the other limit counts.
-            await asyncio.wait([exchange.ended], timeout=min(remaining, next_s, look_s))
+            self._waiting = loop.create_future()  # asyncio.wait would take a kilobyte per stream
+            timer = loop.call_later(min(remaining, next_s, look_s), self._wake)
+            try:
+                await self._waiting
+            finally:
+                timer.cancel()
         exchange.ended.result()
 
-    def _receive(self, status: int, data: bytes, now_ns: int) -> None:
+    def _wake(self, _ended: asyncio.Future[bool] | None = None) -> None:
+        if self._waiting is not None:
+            reach(self._waiting)
+
+    def receive(self, status: int, data: bytes, now_ns: int) -> None:
         """The sink: in the protocol's callback, once per read."""
         if status != 200:
             if len(self._error_body) < MAX_ERROR_BYTES:

@@ -208,16 +208,13 @@ class Session:
         request, limits = way_on.request if way_on else self.request, self._limits
         first_s = min(limits.first_token_s, way_on.limit_s if way_on else limits.first_token_s)
         self._attempt = attempt = Attempt(
-            request,
-            self._take,
-            self._clock,
-            self._too_late,
-            lambda now_ns: self._patience.check(len(self.channel), now_ns),
+            request, self._take, self._clock, self._too_late, self._check_reader
         )
         try:
+            exchange = await self._backing.open(self.hold, request, attempt.receive)
             complete = await attempt.run(
-                lambda sink: self._backing.open(self.hold, request, sink),
-                full=lambda: self.channel.full,
+                exchange,
+                full=self.channel.full,
                 first_s=first_s,
                 next_s=limits.next_token_s,
                 reader_s=limits.reader_s,
@@ -234,6 +231,9 @@ class Session:
         way_on = await self.recovery.way_on(cut, self._transcript)
         self._generation.go_on(way_on.joint)
         return way_on
+
+    def _check_reader(self, now_ns: int) -> None:
+        self._patience.check(len(self.channel), now_ns)
 
     async def _too_late(self, what: str, limit_s: float) -> AdapterError:
         cause = f": {await self._explain(self)}" if self._explain is not None else ""
