@@ -57,12 +57,12 @@ class Rig:
     async def generate(self, name: str, **keywords: Any) -> Lease:
         """Acquire, let the daemon answer, and release; the lease tells how it went."""
         with await self.acquire(name, **keywords) as lease:
-            await self.send(lease)
+            await self.send(lease.request)
         return lease
 
-    async def send(self, lease: Lease) -> None:
+    async def send(self, request: Request) -> None:
         client = OllamaClient(dial_port(self.daemon.port), connect_s=5.0)
-        exchange = await client.generate(lease.request, lambda *_: None)
+        exchange = await client.generate(request, lambda *_: None)
         assert await exchange.ended
 
     @property

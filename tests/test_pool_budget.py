@@ -84,7 +84,7 @@ async def test_pinned_models_and_those_of_others_stay() -> None:
         await run.generate("a")
         assert run.pool.residents()[0].pinned
         foreign = run.request("b")
-        await run.send(Lease(foreign, lambda: None, lambda: True, warm=False))
+        await run.send(foreign)
         plan = await run.pool.plan("c")
         assert not plan.fits
         assert (
@@ -247,7 +247,7 @@ async def test_a_model_in_use_keeps_its_place_though_somebody_else_unloads_it() 
         assert run.told()[-1] == ("a:latest", Change.UNLOADED_ELSEWHERE)
         await run.pool.plan("b")
         assert run.told(Change.UNLOADED_ELSEWHERE) == [("a:latest", Change.UNLOADED_ELSEWHERE)]
-        await run.send(lease)
+        await run.send(lease.request)
         lease.release()
         assert (await run.generate("a")).warm is True
 
@@ -286,9 +286,7 @@ async def test_a_model_that_somebody_else_uses_is_not_unloaded_and_another_way_i
         await run.pool.ensure_loaded("a")
         clock.advance(60 * SECOND)
         await run.pool.ensure_loaded("b")
-        using = asyncio.create_task(
-            run.send(Lease(run.request("a"), lambda: None, lambda: True, warm=True))
-        )
+        using = asyncio.create_task(run.send(run.request("a")))
         await run.daemon.until(lambda: run.daemon.struck)
         assert [each.model for each in (await run.pool.plan("c")).evict] == ["a:latest"]
         acquiring = asyncio.create_task(run.acquire("c"))
@@ -365,7 +363,7 @@ async def _random_steps(run: Rig, steps: int, drawn: random.Random, names: str) 
                 run.daemon.unload(drawn.choice(run.daemon.residents))
             case _ if leases:
                 lease = leases.pop(drawn.randrange(len(leases)))
-                await run.send(lease)
+                await run.send(lease.request)
                 lease.release()
         await checkpoint()
         ram, vram = run.daemon.taken_bytes

@@ -418,9 +418,7 @@ async def test_nobody_is_refused_for_what_somebody_else_wants() -> None:
 
 async def test_a_model_that_somebody_else_has_loaded_is_used_as_it_is() -> None:
     async with rig(A) as run:
-        await run.send(
-            Lease(run.request("a", num_ctx=1024), lambda: None, lambda: True, warm=False)
-        )
+        await run.send(run.request("a", num_ctx=1024))
         lease = await run.generate("a")
         assert lease.warm
         assert lease.request.reloading == {"num_ctx": 1024}

@@ -32,7 +32,7 @@ A, B, C = model("a"), model("b"), model("c")
 
 async def load_elsewhere(run: Rig, name: str) -> None:
     """Somebody else asks for a model."""
-    await run.send(Lease(run.request(name), lambda: None, lambda: True, warm=False))
+    await run.send(run.request(name))
 
 
 # Another daemon
@@ -155,7 +155,7 @@ async def test_a_load_for_one_who_has_left_is_not_undone_for_the_sake_of_the_oth
         await asyncio.wait([leaving])
         clock.advance(5 * SECOND)
         with await staying as lease:
-            await run.send(lease)
+            await run.send(lease.request)
         assert run.loads == ["a:latest"]
 
 

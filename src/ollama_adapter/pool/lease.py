@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
+from ollama_adapter.core.ledger import Entry
 from ollama_adapter.core.requests import Request
 from ollama_adapter.events import Substitution
+
+
+class Lender(Protocol):
+    """Who gave a lease, and gets it back."""
+
+    def has(self, entry: Entry) -> bool:
+        """The model is still in memory, as far as we know."""
+        ...
+
+    def give_back(self, entry: Entry, *, used: bool) -> None:
+        """One that was busy with it no longer is; `used`: it has answered a request."""
+        ...
 
 
 class Lease:
@@ -19,8 +31,8 @@ class Lease:
     """
 
     __slots__ = (
-        "_give_back",
-        "_is_held",
+        "_entry",
+        "_lender",
         "notes",
         "queued_ms",
         "request",
@@ -32,8 +44,8 @@ class Lease:
     def __init__(
         self,
         request: Request,
-        give_back: Callable[[], None],
-        is_held: Callable[[], bool],
+        entry: Entry,
+        lender: Lender,
         *,
         warm: bool,
         queued_ms: float = 0.0,
@@ -41,8 +53,8 @@ class Lease:
         substitution: Substitution | None = None,
         vram_share: float | None = None,
     ) -> None:
-        self._give_back: Callable[[], None] | None = give_back
-        self._is_held = is_held
+        self._entry = entry
+        self._lender: Lender | None = lender  # until it is released
         self.vram_share = vram_share
         self.request = request
         self.warm = warm
@@ -51,7 +63,7 @@ class Lease:
         self.substitution = substitution
 
     def __repr__(self) -> str:
-        return f"<Lease of {self.model}{'' if self._give_back else ', released'}>"
+        return f"<Lease of {self.model}{'' if self._lender else ', released'}>"
 
     @property
     def model(self) -> str:
@@ -61,13 +73,13 @@ class Lease:
     @property
     def valid(self) -> bool:
         """The model is still held in memory; not where its daemon has ended, and the model with it."""
-        return self._give_back is not None and self._is_held()
+        return self._lender is not None and self._lender.has(self._entry)
 
     def release(self) -> None:
         """The model is not needed any more: its keep-alive begins. Idempotent, and never waits."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back()
+        lender, self._lender = self._lender, None
+        if lender is not None:
+            lender.give_back(self._entry, used=True)
 
     def __enter__(self) -> Self:
         return self

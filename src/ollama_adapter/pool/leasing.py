@@ -83,11 +83,11 @@ class Leasing:
             try:
                 settled = self._settle(request, entry)
             except BaseException:
-                self._give_back(entry)
+                self.give_back(entry, used=False)
                 raise
             if not settled.anew:
                 return self._lease(request, entry, settled, warm, queued_ns)
-            self._give_back(entry)
+            self.give_back(entry, used=False)
             demand = settled.reloading
 
     async def _acquire_other(
@@ -122,15 +122,20 @@ class Leasing:
         entry.keep_ns = keep_alive_ns(keep_alive)
         return Lease(
             sent,
-            lambda: self._give_back(entry, used=True),
-            lambda: self._ledger.find(entry.key) is entry and not entry.missing,
+            entry,
+            self,
             warm=warm,
             queued_ms=queued_ns / 1e6,
             notes=settled.notes,
             vram_share=entry.vram_share,
         )
 
-    def _give_back(self, entry: Entry, *, used: bool = False) -> None:
+    def has(self, entry: Entry) -> bool:
+        """As Lender."""
+        return self._ledger.find(entry.key) is entry and not entry.missing
+
+    def give_back(self, entry: Entry, *, used: bool) -> None:
+        """As Lender."""
         entry.users -= 1
         if used:
             entry.use(self._clock.now_ns())
