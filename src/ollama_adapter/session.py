@@ -80,7 +80,7 @@ class Session:
         self._transcript = Transcript()
         self._private = private
         self._draft = backing.draft(private=private)
-        self.recovery = Recovery(self.hold, backing, limits, clock)
+        self.recovery: Recovery | None = None  # of one that has been cut
         self._generation = Generation(
             statistics,
             mapper,
@@ -186,7 +186,7 @@ class Session:
     async def _stream(self) -> None:
         """Until an answer has ended well, however often it had to go on."""
         way_on: WayOn | None = None
-        while True:
+        while way_on is None or not way_on.joint.over:
             try:
                 await self._run_attempt(way_on)
                 return
@@ -197,9 +197,7 @@ class Session:
                 if final and not isinstance(error, StreamInterrupted):
                     raise
                 way_on = await self._go_on(error)
-                if way_on.joint.over:
-                    self._generation.end_at_limit(self._clock.now_ns())
-                    return
+        self._generation.end_at_limit(self._clock.now_ns())
 
     async def _run_attempt(self, way_on: WayOn | None) -> None:
         await self._backing.load(self.hold)
@@ -228,6 +226,8 @@ class Session:
     async def _go_on(self, cut: AdapterError) -> WayOn:
         if self._observer is not None:
             self._observer.interrupted(self.statistics.session_id)
+        if self.recovery is None:
+            self.recovery = Recovery(self.hold, self._backing, self._limits, self._clock)
         way_on = await self.recovery.way_on(cut, self._transcript)
         self._generation.go_on(way_on.joint)
         return way_on

@@ -166,8 +166,10 @@ class TokenStream(AsyncIterator[TokenEvent]):
     @property
     def interruption(self) -> Interruption | None:
         """Why it stands still, from an interruption until tokens flow again; else None."""
-        session = self._session
-        return None if session.ended else session.recovery.standing(session.statistics.tokens)
+        session, recovery = self._session, self._session.recovery
+        if session.ended or recovery is None:
+            return None
+        return recovery.standing(session.statistics.tokens)
 
     async def __anext__(self) -> TokenEvent:
         """The next token. Raises what ended the generation, once. Cancelling is safe: none is lost."""
