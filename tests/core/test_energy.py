@@ -405,6 +405,14 @@ def test_a_second_token_by_hand() -> None:
     assert (mapper.delta_ns, mapper.stall_ns, mapper.flow) == (950 * MS, 550 * MS, 0.5)
 
 
+def test_the_window_keeps_little_of_what_has_left_it() -> None:
+    mapper = EUMapper(profile_for())
+    for step in range(5000):
+        mapper.token(step * MS)
+        assert mapper.tps == min(step + 1, 1000)
+        assert len(mapper._window) <= 4 * mapper.tps / 3
+
+
 def test_the_window_is_open_at_its_start() -> None:
     mapper = EUMapper(MID)
     for stamp, tps in [

@@ -48,7 +48,7 @@ def test_the_energy_is_the_same_to_the_last_bit(
     for gap_ms, read in reads:
         now_ns += gap_ms * MS
         assert together.tokens(now_ns, read) == [single.token(now_ns, each) for each in read]
-        assert vars(together) == vars(single)
+        assert together.__getstate__() == single.__getstate__()
 
 
 @given(READS)

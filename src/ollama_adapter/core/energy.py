@@ -12,7 +12,6 @@ Joules are another thing and have another name. This is the hot path: about a mi
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, exp2, log
@@ -121,6 +120,24 @@ class EUMapper:
     `velocity`, `flow`, `stall_ns`, and `certainty`: None if it brought none, reused or not.
     """
 
+    __slots__ = (
+        "_decay_ns",
+        "_fade_ns",
+        "_first",
+        "_half_ns",
+        "_last_ns",
+        "_reuse_ns",
+        "_stall_ns",
+        "_sure",
+        "_sure_until",
+        "_time",
+        "_window",
+        "certainty",
+        "delta_ns",
+        "energy",
+        "profile",
+    )
+
     def __init__(self, profile: EnergyProfile) -> None:
         self.profile = profile
         self.energy = 0.0
@@ -130,7 +147,10 @@ class EUMapper:
         self._fade_ns = (profile.ceil_ms - profile.stall_ms) * MS
         self._half_ns = profile.half_life_ms * MS
         self._reuse_ns = profile.reuse_ms * MS
-        self._window: deque[int] = deque()  # when the tokens of the last second came, session time
+        # When the tokens of the last second came, session time: from _first on. A deque would take
+        # 700 bytes at once.
+        self._window: list[int] = []
+        self._first = 0
         self._time = 0  # session time: the sum of the gaps; unlike the clock it never steps back
         self._last_ns: int | None = None  # the clock at the last token
         self._decay_ns = 0  # the clock when decay begins
@@ -148,12 +168,19 @@ class EUMapper:
         self._last_ns = now_ns
         self.delta_ns = delta
         self._time = time = self._time + delta
-        window = self._window
+        window, first = self._window, self._first
         window.append(time)
         oldest = time - WINDOW_NS
-        while window[0] <= oldest:
-            window.popleft()
-        tps = len(window)
+        if window[first] <= oldest:
+            while window[first] <= oldest:
+                first += 1
+            if 4 * first > len(
+                window
+            ):  # what is deleted is a part, or the rest would move each time
+                del window[:first]
+                first = 0
+            self._first = first
+        tps = len(window) - first
         velocity = tps / profile.tps_max if tps < profile.tps_max else 1.0
         flow = self.flow if delta > self._stall_ns else 1.0
         self.certainty = sure = certainty(logprobs) if logprobs is not None else None
@@ -183,7 +210,7 @@ class EUMapper:
         if len(read) == 1:
             return energies
         profile, time, window = self.profile, self._time, self._window
-        alpha, tps_max, tps = profile.alpha, profile.tps_max, len(window)
+        alpha, tps_max, tps = profile.alpha, profile.tps_max, self.tps
         kept = 1.0 - alpha
         sure: float | None = None
         for logprobs in read[1:]:
@@ -207,7 +234,7 @@ class EUMapper:
     @property
     def tps(self) -> int:
         """How many tokens arrived in the second up to the last one, that one included."""
-        return len(self._window)
+        return len(self._window) - self._first
 
     @property
     def velocity(self) -> float:
