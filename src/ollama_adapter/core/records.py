@@ -89,6 +89,10 @@ class ChatRecord(Record, gc=False):
 
 R = TypeVar("R", GenerateRecord, ChatRecord)
 
+_DECODERS: Final[dict[type[Record], msgspec.json.Decoder[Any]]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (GenerateRecord, ChatRecord)
+}
+
 
 class RecordDecoder(Generic[R]):
     """Bytes in, records out. It never raises: `failure` says what came after the good records.
@@ -96,8 +100,19 @@ class RecordDecoder(Generic[R]):
     So the records before a broken line are delivered however the bytes were cut.
     """
 
+    __slots__ = (
+        "_decode",
+        "_echoes",
+        "_in_context",
+        "_line",
+        "_looked",
+        "context_tokens",
+        "failure",
+        "over",
+    )
+
     def __init__(self, kind: type[R]) -> None:
-        self._decode: Callable[[bytes], R] = msgspec.json.Decoder(kind).decode
+        self._decode: Callable[[bytes], R] = _DECODERS[kind].decode
         self._echoes = kind is GenerateRecord  # a tool's arguments may have a "context" too
         self._line = bytearray()
         self._looked = 0
