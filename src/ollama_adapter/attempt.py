@@ -124,8 +124,8 @@ class Attempt:
         self, exchange: Exchange, first_s: float, next_s: float, look_s: float
     ) -> None:
         """Wait, with a timer per silence and none per token. Raises ReadTimeout, ProtocolError."""
-        loop = asyncio.get_running_loop()
-        exchange.ended.add_done_callback(self._wake)
+        loop, wake = asyncio.get_running_loop(), self._wake
+        exchange.ended.add_done_callback(wake)
         waiting_since = self._clock.now_ns()
         while not exchange.ended.done():
             if exchange.paused:  # the reader holds us up, not the daemon
@@ -142,7 +142,7 @@ class Attempt:
                 raise await self._too_late("first" if first else "next", limit_s)
             # The first token may come meanwhile, and then the other limit counts.
             self._waiting = loop.create_future()  # asyncio.wait would take a kilobyte per stream
-            timer = loop.call_later(min(remaining, next_s, look_s), self._wake)
+            timer = loop.call_later(min(remaining, next_s, look_s), wake)
             try:
                 await self._waiting
             finally:

@@ -29,6 +29,8 @@ class Hold:
     `request` is what is to be sent: as it was asked, but for what the pool has changed of it.
     """
 
+    __slots__ = ("lease", "lost", "progress", "request", "statistics")
+
     def __init__(self, request: Request, statistics: Statistics) -> None:
         self.request = request
         self.statistics = statistics

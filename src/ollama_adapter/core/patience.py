@@ -12,6 +12,8 @@ from ollama_adapter.errors import ReaderGone
 class Patience:
     """With one reader. A limit of 0 has no end. Nothing is counted per token: it is asked now and then."""
 
+    __slots__ = ("_limit_s", "_session_id", "_since_ns", "_waiting")
+
     def __init__(self, limit_s: float, session_id: str = "") -> None:
         self._limit_s = limit_s
         self._session_id = session_id

@@ -62,6 +62,19 @@ class Transition(NamedTuple):
 class SessionState:
     """Follows one session through the table. A signal unknown to its state changes nothing."""
 
+    __slots__ = (
+        "_arrival_ns",
+        "_energy",
+        "_half_ns",
+        "_high_ns",
+        "_late",
+        "_row",
+        "_stall_ns",
+        "state",
+        "transitions",
+        "wake_ns",
+    )
+
     def __init__(self, profile: EnergyProfile) -> None:
         self.state = IDLE
         self.transitions: list[Transition] = []
