@@ -174,9 +174,7 @@ class EUMapper:
         if window[first] <= oldest:
             while window[first] <= oldest:
                 first += 1
-            if 4 * first > len(
-                window
-            ):  # what is deleted is a part, or the rest would move each time
+            if 4 * first > len(window):  # not each time, for the rest has to move
                 del window[:first]
                 first = 0
             self._first = first
