@@ -20,7 +20,7 @@ import pytest
 from ollama_adapter import Config, DaemonConfig, DaemonMode, OllamaAdapter, PoolConfig, StreamConfig
 from ollama_adapter import client as client_module
 from ollama_adapter.errors import AdapterError, DaemonNotFound
-from ollama_adapter.system import http, settings
+from ollama_adapter.system import fetching, settings
 from ollama_adapter.system.jail import levels
 from tests.rogues import ENDS, ROGUES, WAITING, WELL, WITH_PROMPT, Stage, Wire
 from tests.rogues.watch import TRAIL, Recorder, Server, listening
@@ -42,7 +42,7 @@ PROXIES = (
     "wss_proxy",
     "ollama_proxy",
 )
-MOST_BYTES = http.MAX_BODY_BYTES + (16 << 20)  # what the sockets' buffers hold included
+MOST_BYTES = fetching.MAX_BODY_BYTES + (16 << 20)  # what the sockets' buffers hold included
 
 
 def config_for(port: int, stage: Stage | None = None) -> Config:

@@ -15,12 +15,11 @@ from ollama_adapter.core.requests import Request
 from ollama_adapter.errors import ConnectionLost, ProtocolError, PullFailed, ReadTimeout
 from ollama_adapter.events import Embeddings
 from ollama_adapter.system.dialing import Dial
+from ollama_adapter.system.fetching import MAX_BODY_BYTES, fetch
 from ollama_adapter.system.http import (
-    MAX_BODY_BYTES,
     Exchange,
     Sink,
     encode_request,
-    fetch,
     open_exchange,
 )
 

@@ -23,12 +23,11 @@ from ollama_adapter.errors import (
     ReadTimeout,
 )
 from ollama_adapter.system.dialing import dial_port, find_free_port
+from ollama_adapter.system.fetching import Response, fetch
 from ollama_adapter.system.http import (
     MAX_HEAD_BYTES,
     Exchange,
-    Response,
     encode_request,
-    fetch,
     open_exchange,
 )
 

@@ -11,7 +11,6 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final, cast
 
 import httptools
@@ -19,7 +18,6 @@ import httptools
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import (
     AdapterError,
-    ConnectionLost,
     ProtocolError,
     ReadTimeout,
 )
@@ -29,7 +27,6 @@ from ollama_adapter.system.dialing import Dial
 READ_BYTES: Final = 64 << 10  # asyncio's own 256 KiB are fresh pages of the kernel, for every read
 MAX_HEAD_BYTES: Final = 64 << 10
 ENDLESS_HEAD: Final = f"the daemon sent over {MAX_HEAD_BYTES >> 10} KiB of headers"
-MAX_BODY_BYTES: Final = 16 << 20  # a list of models, or all about one
 
 Sink = Callable[[int, bytes, int], None]
 """Takes the status, body bytes, and the time in nanoseconds at which they arrived.
@@ -225,7 +222,7 @@ class Exchange(asyncio.Protocol):
 
 async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float) -> Exchange:
     """Connect and send `request`. Raises ConnectFailed, ReadTimeout. Cancelling closes the socket."""
-    connection = await _connect(dial, connect_s)
+    connection = await connect(dial, connect_s)
     exchange = Exchange(request, sink)
     exchange.send(connection)
     try:
@@ -237,69 +234,10 @@ async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float
     return exchange
 
 
-async def _connect(dial: Dial, connect_s: float) -> socket.socket:
+async def connect(dial: Dial, connect_s: float) -> socket.socket:
+    """A connected socket. Raises ConnectFailed, ReadTimeout. Cancelling is safe."""
     try:
         async with asyncio.timeout(connect_s):
             return await dial()
     except TimeoutError as error:
         raise ReadTimeout(f"no connection to the daemon within {connect_s:g} s") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A whole response."""
-
-    status: int
-    body: bytes = field(repr=False)
-
-
-async def fetch(
-    dial: Dial,
-    request: bytes,
-    *,
-    connect_s: float,
-    answer_s: float | None,
-    max_bytes: int = MAX_BODY_BYTES,
-) -> Response:
-    """One request, its whole answer. Raises TransportError. Cancelling closes the connection.
-
-    Read without a transport, which would take longer to make than such an answer takes to come.
-    """
-    body = bytearray()
-
-    def collect(_status: int, data: bytes, _now_ns: int) -> None:
-        body.extend(data)
-        if len(body) > max_bytes:
-            raise ProtocolError(f"the daemon sent an answer of over {max_bytes >> 10} KiB")
-
-    connection = await _connect(dial, connect_s)
-    exchange = Exchange(request, collect)
-    try:
-        async with asyncio.timeout(answer_s):
-            await _carry_out(exchange, connection)
-    except TimeoutError as error:
-        raise ReadTimeout(f"no answer from the daemon within {answer_s:g} s") from error
-    finally:
-        connection.close()
-    if not exchange.ended.result():
-        raise ConnectionLost("the daemon closed the connection in the middle of its answer")
-    return Response(exchange.status, bytes(body))
-
-
-async def _carry_out(exchange: Exchange, connection: socket.socket) -> None:
-    """All of the request out, all of the response in."""
-    loop = asyncio.get_running_loop()
-    try:
-        if rest := exchange.send(connection):
-            await loop.sock_sendall(connection, rest)
-    except OSError:
-        pass  # the daemon has enough of it, and may have said why
-    while not exchange.ended.done():
-        try:
-            data = await loop.sock_recv(connection, READ_BYTES)
-        except OSError:
-            data = b""
-        if data:
-            exchange.data_received(data)
-        else:
-            exchange.connection_lost(None)

@@ -9,7 +9,8 @@ import msgspec
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import ConnectFailed, NotOllama, ReadTimeout, TransportError
 from ollama_adapter.system.dialing import Dial
-from ollama_adapter.system.http import encode_request, fetch
+from ollama_adapter.system.fetching import fetch
+from ollama_adapter.system.http import encode_request
 
 PROBE: Final = encode_request("GET", "/api/version")
 MAX_VERSION: Final = 64  # characters

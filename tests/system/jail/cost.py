@@ -25,7 +25,8 @@ from ollama_adapter import OllamaAdapter, TokenStream
 from ollama_adapter.errors import TransportError
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.dialing import find_free_port
-from ollama_adapter.system.http import encode_request, fetch
+from ollama_adapter.system.fetching import fetch
+from ollama_adapter.system.http import encode_request
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.paths import daemon_policy
 from ollama_adapter.system.jail.policy import Level

@@ -17,7 +17,8 @@ from typing import Any
 from ollama_adapter.errors import NotSandboxed, TransportError
 from ollama_adapter.system import settings
 from ollama_adapter.system.dialing import Dial, find_free_port
-from ollama_adapter.system.http import encode_request, fetch, open_exchange
+from ollama_adapter.system.fetching import fetch
+from ollama_adapter.system.http import encode_request, open_exchange
 from ollama_adapter.system.jail.paths import daemon_policy
 from ollama_adapter.system.jail.policy import Level
 from ollama_adapter.system.process import spawn

@@ -16,7 +16,8 @@ import pytest
 from ollama_adapter.errors import NotSandboxed, TransportError
 from ollama_adapter.system import settings
 from ollama_adapter.system.dialing import find_free_port
-from ollama_adapter.system.http import encode_request, fetch
+from ollama_adapter.system.fetching import fetch
+from ollama_adapter.system.http import encode_request
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.paths import daemon_policy
 from ollama_adapter.system.jail.policy import Level

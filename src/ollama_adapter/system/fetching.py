@@ -1,0 +1,74 @@
+"""Small requests, whose answers are read whole and at once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+from typing import Final
+
+from ollama_adapter.errors import ConnectionLost, ProtocolError, ReadTimeout
+from ollama_adapter.system.dialing import Dial
+from ollama_adapter.system.http import READ_BYTES, Exchange, connect
+
+MAX_BODY_BYTES: Final = 16 << 20  # a list of models, or all about one
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole response."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+
+async def fetch(
+    dial: Dial,
+    request: bytes,
+    *,
+    connect_s: float,
+    answer_s: float | None,
+    max_bytes: int = MAX_BODY_BYTES,
+) -> Response:
+    """One request, its whole answer. Raises TransportError. Cancelling closes the connection.
+
+    Read without a transport, which would take longer to make than such an answer takes to come.
+    """
+    body = bytearray()
+
+    def collect(_status: int, data: bytes, _now_ns: int) -> None:
+        body.extend(data)
+        if len(body) > max_bytes:
+            raise ProtocolError(f"the daemon sent an answer of over {max_bytes >> 10} KiB")
+
+    connection = await connect(dial, connect_s)
+    exchange = Exchange(request, collect)
+    try:
+        async with asyncio.timeout(answer_s):
+            await _carry_out(exchange, connection)
+    except TimeoutError as error:
+        raise ReadTimeout(f"no answer from the daemon within {answer_s:g} s") from error
+    finally:
+        connection.close()
+    if not exchange.ended.result():
+        raise ConnectionLost("the daemon closed the connection in the middle of its answer")
+    return Response(exchange.status, bytes(body))
+
+
+async def _carry_out(exchange: Exchange, connection: socket.socket) -> None:
+    """All of the request out, all of the response in."""
+    loop = asyncio.get_running_loop()
+    try:
+        if rest := exchange.send(connection):
+            await loop.sock_sendall(connection, rest)
+    except OSError:
+        pass  # the daemon has enough of it, and may have said why
+    while not exchange.ended.done():
+        try:
+            data = await loop.sock_recv(connection, READ_BYTES)
+        except OSError:
+            data = b""
+        if data:
+            exchange.data_received(data)
+        else:
+            exchange.connection_lost(None)
