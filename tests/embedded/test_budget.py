@@ -174,6 +174,7 @@ async def test_the_real_memory_stays_within_the_budget(
 async def test_the_first_token_of_a_tiny_model(
     models: Path, scaled: Callable[[int], int], measured: Callable[..., None]
 ) -> None:
+    asyncio.get_running_loop().set_debug(False)  # as applications run it: it is half of the time
     with daemons.running(models) as daemon:
         config = Config(
             daemon=DaemonConfig(port=daemon.port, mode=DaemonMode.ADOPT), pool=PoolConfig()
