@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from anyio.lowlevel import checkpoint
 
 from ollama_adapter.attempt import Attempt
+from ollama_adapter.core.records import ChatRecord, GenerateRecord
 from ollama_adapter.core.requests import generate_request
 from ollama_adapter.errors import AdapterError
 from ollama_adapter.system.channel import Channel
@@ -20,25 +22,34 @@ from tests.serving import WATCHDOG_S
 pytestmark = pytest.mark.anyio
 
 
-async def never(what: str, limit_s: float) -> AdapterError:
-    raise AssertionError(f"no {what} token within {limit_s} s")
+class Taking:
+    """The owner of an attempt that has time."""
+
+    def __init__(self) -> None:
+        self.taken: list[GenerateRecord | ChatRecord] = []
+
+    def take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
+        self.taken += records
+
+    async def too_late(self, what: str, limit_s: float) -> AdapterError:
+        raise AssertionError(f"no {what} token within {limit_s} s")
+
+    def check_reader(self, now_ns: int) -> None:
+        """It may take its time."""
 
 
 @pytest.mark.parametrize("reads_on", [True, False], ids=["reads_on", "waits"])
 async def test_only_a_buffer_that_is_full_once_connected_holds_the_daemon_up(
     reads_on: bool,
 ) -> None:
-    clock = SystemClock()
     channel: Channel[str] = Channel(2, 100)
     for word in ("one", "two"):
         channel.put(word, 3)
     channel.flush()
     assert channel.full
-    taken: list[object] = []
     request = generate_request("m", "p", {}, "5m")
-    attempt = Attempt(
-        request, lambda records, _: taken.extend(records), clock, never, lambda _: None
-    )
+    owner = Taking()
+    attempt = Attempt(request, owner, SystemClock())
     channel.on_drained = attempt.resume
 
     async with ScriptedDaemon(lambda _: [stream(answer(["three"]))]) as daemon:
@@ -52,10 +63,11 @@ async def test_only_a_buffer_that_is_full_once_connected_holds_the_daemon_up(
             ended = group.create_task(run)
             if not reads_on:
                 await _until_paused(attempt)
-                assert not taken
+                assert not owner.taken
                 channel.discard()
-            assert await ended
-    assert len(taken) == 2
+            await ended
+        assert attempt.finish(exchange)
+    assert len(owner.taken) == 2
     attempt.close()
 
 

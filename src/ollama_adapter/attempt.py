@@ -7,8 +7,8 @@ success; what an attempt ends with besides is an error, or whether the response 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from ollama_adapter.core.failures import response_error
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, RecordDecoder
@@ -19,45 +19,45 @@ from ollama_adapter.system.http import Exchange
 
 MAX_ERROR_BYTES: Final = 1 << 20
 
-Take = Callable[[Sequence[GenerateRecord | ChatRecord], int], None]
-"""Is given the records of one read, and when it arrived. An AdapterError it raises ends the attempt."""
-TooLate = Callable[[str, float], Awaitable[AdapterError]]
-"""Makes the error of a silence: which token did not come ("first", "next"), and the limit in seconds."""
+
+class Owner(Protocol):
+    """Whose attempt it is: the session."""
+
+    def take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
+        """The records of one read, and when it arrived. An AdapterError it raises ends the attempt."""
+        ...
+
+    async def too_late(self, what: str, limit_s: float) -> AdapterError:
+        """The error of a silence: which token did not come ("first", "next"), and the limit in seconds."""
+        ...
+
+    def check_reader(self, now_ns: int) -> None:
+        """The reader has us wait. Raises what ends the attempt where it has done so for too long."""
+        ...
 
 
 class Attempt:
     """One request on one connection. `run` is awaited by the session's task; `close` may come any time.
 
-    `receive` is the sink of the connection, and serves before `run` has it.
+    `receive` is the sink of the connection, and serves before `run` has it. `finish` follows `run`.
     """
 
     __slots__ = (
-        "_check_reader",
         "_clock",
         "_decoder",
         "_error_body",
         "_heard_ns",
+        "_owner",
         "_resumed_ns",
-        "_take",
-        "_too_late",
         "_waiting",
         "exchange",
         "request",
     )
 
-    def __init__(
-        self,
-        request: Request,
-        take: Take,
-        clock: Clock,
-        too_late: TooLate,
-        check_reader: Callable[[int], None],
-    ) -> None:
+    def __init__(self, request: Request, owner: Owner, clock: Clock) -> None:
         self.request = request
-        self._take = take
+        self._owner = owner
         self._clock = clock
-        self._too_late = too_late
-        self._check_reader = check_reader
         self.exchange: Exchange | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._error_body = bytearray()
@@ -78,29 +78,49 @@ class Attempt:
         return self._decoder.context_tokens
 
     async def run(
-        self,
-        exchange: Exchange,
-        *,
-        full: bool,
-        first_s: float,
-        next_s: float,
-        reader_s: float,
-    ) -> bool:
-        """Until the response has ended: whether it came whole. Raises AdapterError.
+        self, exchange: Exchange, *, full: bool, first_s: float, next_s: float, reader_s: float
+    ) -> None:
+        """Wait for the end of the response, with a timer per silence and none per token.
 
         `full` says whether what came before still waits for its reader, now that there is a connection.
         The limits are in seconds: for the first record, for each one after it, and how often to look
-        whether a reader that makes us wait is still there (0: never).
+        whether a reader that makes us wait is still there (0: never). Raises AdapterError.
         """
         self.exchange = exchange
         if full:
             exchange.pause()
-        await self._until_ended(exchange, first_s, next_s, reader_s or next_s)
+        loop, wake = asyncio.get_running_loop(), self._wake
+        exchange.ended.add_done_callback(wake)
+        waiting_since = self._clock.now_ns()
+        while not exchange.ended.done():
+            if exchange.paused:  # the reader holds us up, not the daemon
+                waiting_since = self._clock.now_ns()
+                self._owner.check_reader(waiting_since)
+            since = max(waiting_since, self._heard_ns, self._resumed_ns)
+            first = self._heard_ns == 0
+            limit_s = first_s if first else next_s
+            remaining = since / 1e9 + limit_s - self._clock.now_ns() / 1e9
+            if remaining <= 0 and self._decoder.over:  # but for its end the response is whole
+                exchange.close()
+                break
+            if remaining <= 0:
+                raise await self._owner.too_late("first" if first else "next", limit_s)
+            # The first token may come meanwhile, and then the other limit counts. With asyncio.wait
+            # each stream would take a kilobyte more.
+            self._waiting = loop.create_future()
+            timer = loop.call_later(min(remaining, next_s, reader_s or next_s), wake)
+            try:
+                await self._waiting
+            finally:
+                timer.cancel()
+
+    def finish(self, exchange: Exchange) -> bool:
+        """It has ended: whether the response came whole. Raises AdapterError."""
+        complete = exchange.ended.result()
         if exchange.status not in (0, 200):
             body = bytes(self._error_body)
             raise response_error(exchange.status, body, self.request.model, self.request.body)
-        complete = exchange.ended.result()
-        self._take(self._decoder.finish(), self._clock.now_ns())
+        self._owner.take(self._decoder.finish(), self._clock.now_ns())
         if complete and self._decoder.failure is not None:  # else the cut went through a record
             raise self._decoder.failure
         return complete
@@ -120,35 +140,6 @@ class Attempt:
         if self.exchange is not None:
             self.exchange.resume()
 
-    async def _until_ended(
-        self, exchange: Exchange, first_s: float, next_s: float, look_s: float
-    ) -> None:
-        """Wait, with a timer per silence and none per token. Raises ReadTimeout, ProtocolError."""
-        loop, wake = asyncio.get_running_loop(), self._wake
-        exchange.ended.add_done_callback(wake)
-        waiting_since = self._clock.now_ns()
-        while not exchange.ended.done():
-            if exchange.paused:  # the reader holds us up, not the daemon
-                waiting_since = self._clock.now_ns()
-                self._check_reader(waiting_since)
-            since = max(waiting_since, self._heard_ns, self._resumed_ns)
-            first = self._heard_ns == 0
-            limit_s = first_s if first else next_s
-            remaining = since / 1e9 + limit_s - self._clock.now_ns() / 1e9
-            if remaining <= 0 and self._decoder.over:  # but for its end the response is whole
-                exchange.close()
-                break
-            if remaining <= 0:
-                raise await self._too_late("first" if first else "next", limit_s)
-            # The first token may come meanwhile, and then the other limit counts.
-            self._waiting = loop.create_future()  # asyncio.wait would take a kilobyte per stream
-            timer = loop.call_later(min(remaining, next_s, look_s), wake)
-            try:
-                await self._waiting
-            finally:
-                timer.cancel()
-        exchange.ended.result()
-
     def _wake(self, _ended: asyncio.Future[bool] | None = None) -> None:
         if self._waiting is not None:
             reach(self._waiting)
@@ -162,6 +153,6 @@ class Attempt:
         records = self._decoder.feed(data)
         if records:
             self._heard_ns = now_ns
-            self._take(records, now_ns)
+            self._owner.take(records, now_ns)
         if self._decoder.failure is not None:
             raise self._decoder.failure

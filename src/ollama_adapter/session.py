@@ -205,18 +205,17 @@ class Session:
             self._generation.source = Source.SUBSTITUTED
         request, limits = way_on.request if way_on else self.request, self._limits
         first_s = min(limits.first_token_s, way_on.limit_s if way_on else limits.first_token_s)
-        self._attempt = attempt = Attempt(
-            request, self._take, self._clock, self._too_late, self._check_reader
-        )
+        self._attempt = attempt = Attempt(request, self, self._clock)
         try:
             exchange = await self._backing.open(self.hold, request, attempt.receive)
-            complete = await attempt.run(
+            await attempt.run(
                 exchange,
                 full=self.channel.full,
                 first_s=first_s,
                 next_s=limits.next_token_s,
                 reader_s=limits.reader_s,
             )
+            complete = attempt.finish(exchange)
         finally:
             attempt.close()
         if self._generation.ending(complete=complete) is None:
@@ -232,14 +231,16 @@ class Session:
         self._generation.go_on(way_on.joint)
         return way_on
 
-    def _check_reader(self, now_ns: int) -> None:
+    def check_reader(self, now_ns: int) -> None:
+        """Raises ReaderGone."""
         self._patience.check(len(self.channel), now_ns)
 
-    async def _too_late(self, what: str, limit_s: float) -> AdapterError:
+    async def too_late(self, what: str, limit_s: float) -> AdapterError:
+        """The error of a silence, which says why it stands still."""
         cause = f": {await self._explain(self)}" if self._explain is not None else ""
         return too_late(self.statistics, what, limit_s, cause)
 
-    def _take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
+    def take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
         """In the protocol's callback, once per read."""
         generation = self._generation
         events = generation.receive(records, now_ns)
