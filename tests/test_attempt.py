@@ -9,13 +9,20 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from ollama_adapter.attempt import Attempt
+from ollama_adapter.backing import Backing, Hold
+from ollama_adapter.config import StreamConfig, Tier
+from ollama_adapter.core.energy import EUMapper, profile_for
+from ollama_adapter.core.guarantees import Tally
 from ollama_adapter.core.records import ChatRecord, GenerateRecord
-from ollama_adapter.core.requests import generate_request
+from ollama_adapter.core.requests import Request, generate_request
 from ollama_adapter.errors import AdapterError
+from ollama_adapter.events import Finish, Statistics, TokenEvent
+from ollama_adapter.memory import Draft, Memory
+from ollama_adapter.session import Session
 from ollama_adapter.system.channel import Channel
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.dialing import dial_port
-from ollama_adapter.system.http import encode_request, open_exchange
+from ollama_adapter.system.http import Exchange, Sink, encode_request, open_exchange
 from ollama_adapter.testing import ScriptedDaemon, answer, stream
 from tests.serving import WATCHDOG_S
 
@@ -74,3 +81,47 @@ async def test_only_a_buffer_that_is_full_once_connected_holds_the_daemon_up(
 async def _until_paused(attempt: Attempt) -> None:
     while attempt.exchange is None or not attempt.exchange.paused:
         await checkpoint()
+
+
+class ReadOn(Backing):
+    """While it connects, the reader of the session reads on."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.session: Session | None = None
+
+    def draft(self, *, private: bool) -> Draft:
+        return Memory(StreamConfig(cache_bytes=0), SystemClock()).draft(private=private)
+
+    async def load(self, hold: Hold) -> None:
+        """It is there."""
+
+    async def open(self, hold: Hold, request: Request, sink: Sink) -> Exchange:
+        data = encode_request("POST", request.path, request.body)
+        exchange = await open_exchange(dial_port(self._port), data, sink, 5.0)
+        assert self.session is not None
+        while self.session.channel.get_nowait() is not None:
+            pass
+        return exchange
+
+
+async def test_a_session_asks_whether_its_reader_keeps_up_once_it_is_connected() -> None:
+    async with ScriptedDaemon(lambda _: [stream(answer(["three"]))]) as daemon:
+        backing = ReadOn(daemon.port)
+        session = Session(
+            generate_request("m", "p", {}, "5m"),
+            Statistics("s", "m", served_by="m"),
+            EUMapper(profile_for()),
+            backing,
+            StreamConfig(buffer_tokens=2),
+            Tally(Tier.MID),
+            SystemClock(),
+        )
+        backing.session = session
+        for index in range(2):
+            session.channel.put(TokenEvent("word", 0, 0, "s", "m", index=index), 4)
+        session.channel.flush()
+        assert session.paused
+        async with asyncio.timeout(WATCHDOG_S):
+            await session.run()
+        assert session.statistics.finish is Finish.STOP
