@@ -9,9 +9,10 @@ more may take as long as they took before.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
+
+import msgspec
 
 from ollama_adapter.backing import Backing, Hold
 from ollama_adapter.config import StreamConfig
@@ -45,8 +46,7 @@ FIRST_PAUSE_NS: Final = 100_000_000
 LAST_PAUSE_NS: Final = 2_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class WayOn:
+class WayOn(msgspec.Struct, frozen=True):
     """The request to send, and how its answer joins what was delivered."""
 
     request: Request

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ollama_adapter.config import Rung
 from ollama_adapter.core.aborts import STILL_SAMPLES, Doubt, Rest, Seen, doubt, phase_of, refusal

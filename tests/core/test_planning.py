@@ -8,6 +8,7 @@ from itertools import combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ollama_adapter.config import Tier
 from ollama_adapter.core.amounts import budget, duration, gib
@@ -180,7 +181,7 @@ def test_the_order_in_which_memory_is_listed_does_not_matter(case: Case, random:
 
 @given(CASES)
 def test_a_shared_daemon_is_never_refused_and_nobody_is_waited_for(case: Case) -> None:
-    plan = solve(case, replace(RULES, advisory=True))
+    plan = solve(case, structs.replace(RULES, advisory=True))
     own = solve(case)
     assert not plan.refused and plan.advisory and not plan.waits_for
     assert own.refused == (not own.fits)
@@ -194,7 +195,7 @@ def test_a_shared_daemon_is_never_refused_and_nobody_is_waited_for(case: Case) -
 
 @given(CASES, RESIDENTS)
 def test_a_model_that_is_loaded_anew_gives_its_own_place_first(case: Case, mine: Resident) -> None:
-    mine = replace(mine, name="x")
+    mine = structs.replace(mine, name="x")
     need, residents, *rest = case
     plan = solve((need, [mine, *residents], *rest))  # type: ignore[arg-type]
     assert ("x" in plan.waits_for) == (plan.fits and mine.busy)
@@ -291,7 +292,11 @@ def test_a_model_is_loaded_anew() -> None:
     busy = plan_load("x", needing(4 * GIB), [held("x", 4.0, busy=True)], limits(), RULES)
     assert busy.waits_for == ("x",)
     shared = plan_load(
-        "x", needing(9 * GIB), [held("x", 4.0)], limits(model=99), replace(RULES, advisory=True)
+        "x",
+        needing(9 * GIB),
+        [held("x", 4.0)],
+        limits(model=99),
+        structs.replace(RULES, advisory=True),
     )
     assert list(evicted(shared)) == ["x"]
 
@@ -350,7 +355,7 @@ def test_why_there_is_no_room(need: Need, memory: list[Resident], room: Limits, 
 
 
 def test_a_shared_daemon_is_told() -> None:
-    shared = replace(RULES, advisory=True)
+    shared = structs.replace(RULES, advisory=True)
     plan = plan_load("x", needing(9 * GIB), [], limits(vram=6.0, model=9.0), shared)
     assert (plan.fits, plan.advisory, plan.takes) == (True, True, Footprint(3 * GIB, 6 * GIB))
     busy = plan_load("x", needing(6 * GIB), [held("a", 4.0, busy=True)], limits(), shared)

@@ -6,10 +6,10 @@ colour. Every field has a fixed width, so that nothing jumps at 60 frames a seco
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 from typing import Final
 
+import msgspec
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -82,8 +82,7 @@ def token_style(event: TokenEvent) -> Style:
     return CERTAINTIES[-1 if sure is None else min(int(sqrt(sure) * len(CERTAINTIES)), 7)]
 
 
-@dataclass(slots=True)
-class Status:
+class Status(msgspec.Struct):
     """What the bottom line tells."""
 
     state: State = State.IDLE

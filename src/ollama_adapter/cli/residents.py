@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.cli import asking
@@ -129,8 +130,7 @@ def _resident_row(model: Mapping[str, Any]) -> list[str]:
 # load, pin, unload
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """The arguments of `load` and `pin`, as given."""
 
     model: str

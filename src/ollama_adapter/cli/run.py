@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+import msgspec
 
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.cli import asking, showing
@@ -20,8 +21,7 @@ from ollama_adapter.system import settings
 Start = Callable[[OllamaAdapter], TokenStream]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Command:
+class Command(msgspec.Struct, frozen=True):
     """The arguments of `run`, as given."""
 
     words: list[str]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import msgspec
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -39,8 +40,7 @@ SIZES: Final = (1, 2, 4, 8, 16)  # GiB
 ADVISORY: Final = "adopted: others may use it, too, and for what they load the budget is advice"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True):
     """What was measured; without a `model` to be had, of the memory alone."""
 
     bandwidth: Bandwidth

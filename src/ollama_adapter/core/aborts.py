@@ -8,9 +8,10 @@ session, or a daemon that is not ours, is not climbed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+import msgspec
 
 from ollama_adapter.config import Rung
 from ollama_adapter.events import Phase
@@ -46,8 +47,7 @@ def phase_of(*, started: bool, ended: bool, sent: bool, tokens: int, ahead: int)
     return Phase.QUEUED if ahead else Phase.PROMPT_EVALUATION
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """What can be seen of the runner of an aborted session, at one moment."""
 
     ours: bool

@@ -6,11 +6,10 @@ daemon from coming back in step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class BackoffPolicy:
+class BackoffPolicy(msgspec.Struct, frozen=True):
     """Bounds double from `base_s` to `cap_s`; after `tries` failures in a row it is time to give up.
 
     A run of `stable_s` or longer makes up for all that failed before it.

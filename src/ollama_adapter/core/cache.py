@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +26,7 @@ _SECOND_HAND: Final = (Source.CACHED, Source.SUBSTITUTED)  # older than it seems
 _SAME_ANSWER: Final = ("model", "keep_alive", "stream")  # the digest says which model
 
 
-class CachedToken(Veiled, array_like=True, gc=False):
+class CachedToken(Veiled, msgspec.Struct, array_like=True, gc=False):
     """What one event carried."""
 
     token: str
@@ -38,15 +37,14 @@ class CachedToken(Veiled, array_like=True, gc=False):
     token_ids: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Cached:
+class Cached(Veiled, msgspec.Struct, frozen=True):
     """An answer of `age_ns` ago: its tokens, how it ended, and the daemon's own counts."""
 
     age_ns: int
-    tokens: list[CachedToken] = field(repr=False)
+    tokens: list[CachedToken]
     finish: Finish
-    prompt_eval_count: int = field(repr=False)
-    eval_count: int = field(repr=False)
+    prompt_eval_count: int
+    eval_count: int
 
 
 class _Data(msgspec.Struct, array_like=True):
@@ -56,8 +54,7 @@ class _Data(msgspec.Struct, array_like=True):
     eval_count: int
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(msgspec.Struct):
     data: bytes
     stored_ns: int
 

@@ -6,8 +6,9 @@ nor an answer to a health request says anything by itself. No request is made to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 
 class Stall(StrEnum):
@@ -22,8 +23,7 @@ class Stall(StrEnum):
     UNKNOWN = "the processes of this daemon cannot be seen"
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True):
     """What was seen. None: it cannot be seen here (a daemon of somebody else)."""
 
     paused: bool

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final, TypeGuard
+
+import msgspec
+from msgspec.structs import replace
 
 MIB: Final = 1 << 20
 DEFAULT_CONTEXT: Final = 4096
@@ -42,8 +44,7 @@ _BITS: Final = {"F32": 32, "F16": 16, "BF16": 16, "Q8": 9, "Q6": 7, "Q5": 6, "Q4
 _GLOBAL: Final = {"gemma2": 2, "gemma3": 6, "gptoss": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """A model on disk: 0 and "" stand for what is unknown; `remote`: it runs on another machine.
 
     `kv_heads` has one number per layer; 0 is a layer without a cache of keys and values. Lengths count
@@ -79,8 +80,7 @@ class Facts:
         return "embedding" in self.capabilities
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(msgspec.Struct, frozen=True):
     """The bytes that a model takes with room for `num_ctx` tokens; `guess`: what was not known."""
 
     num_ctx: int
@@ -136,8 +136,7 @@ def facts_of(tag: Mapping[str, Any], shown: Mapping[str, Any] | None = None) -> 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Own:
+class _Own(msgspec.Struct, frozen=True):
     """The values under `<architecture>.`, each within reason or unknown."""
 
     info: Mapping[str, Any]

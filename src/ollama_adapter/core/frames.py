@@ -9,9 +9,10 @@ were skipped before. The composer only reads the mappers: each has its generatio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import exp, isfinite
 from typing import Any, Final
+
+import msgspec
 
 from ollama_adapter.core.energy import DRAINED_BELOW, EUMapper, profile_for
 from ollama_adapter.core.ensemble import ensemble_energy
@@ -47,8 +48,7 @@ def due_tick(start_ns: int, now_ns: int, rate_hz: int, tick: int) -> int:
     return max(tick, ((now_ns - start_ns + 1) * rate_hz - 1) // SECOND_NS)
 
 
-@dataclass(slots=True)
-class _Lane:
+class _Lane(msgspec.Struct):
     """One session: who knows its energy and state, and what came since the last frame."""
 
     mapper: EUMapper

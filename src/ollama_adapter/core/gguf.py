@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from ollama_adapter.errors import InvalidModelFile
+from ollama_adapter.events.veiled import Veiled
 
 Buffer = Any
 """bytes, bytearray, memoryview or mmap."""
@@ -54,8 +56,7 @@ FILE_TYPES: Final[dict[int, str]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Array:
+class Array(msgspec.Struct, frozen=True):
     """A long array: `count` elements of type `kind`, the first at byte `offset` of the file."""
 
     kind: int
@@ -63,8 +64,7 @@ class Array:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True):
     """One tensor: dimensions innermost first; `offset` counts from the start of the data section."""
 
     name: str
@@ -87,13 +87,12 @@ class Tensor:
         return self.weights // block * block_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Veiled, msgspec.Struct, frozen=True):
     """A checked header. `expected_size` is the least size of a complete file, in bytes."""
 
     version: int
-    metadata: dict[str, Any] = field(repr=False)
-    tensors: tuple[Tensor, ...] = field(repr=False)
+    metadata: dict[str, Any]
+    tensors: tuple[Tensor, ...]
     data_offset: int
     expected_size: int
 

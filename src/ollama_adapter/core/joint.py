@@ -6,15 +6,15 @@ was delivered, and nothing of it counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ollama_adapter.core.transcript import Replay
 from ollama_adapter.events import Candidate, Channel, Seam, Source, Way
 
 
-@dataclass(slots=True)
-class Joint:
+class Joint(msgspec.Struct):
     """How the stream goes on, and what is known of the seam before its first token."""
 
     way: Way

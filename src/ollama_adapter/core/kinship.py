@@ -8,9 +8,10 @@ understood is a word, and words that only one of two names has tell that they we
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from ollama_adapter.core.names import ModelName
 
@@ -29,8 +30,7 @@ _NOISE: Final = frozenset(
 """Words that do not set a model apart from its kin."""
 
 
-@dataclass(frozen=True, slots=True)
-class Traits:
+class Traits(msgspec.Struct, frozen=True):
     """What a name says; "" and None for what it does not say. `parameters` is a count."""
 
     model: str = ""

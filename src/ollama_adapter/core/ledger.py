@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
+
+import msgspec
 
 from ollama_adapter.core.durations import FOREVER_NS
 from ollama_adapter.core.names import parse_name
@@ -25,8 +26,7 @@ REMEMBERED: Final = 256
 _MOST_BYTES: Final = 1 << 46  # no machine has 64 TiB of memory for one model
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """One entry of /api/ps."""
 
     name: str
@@ -74,8 +74,7 @@ def _is_number(value: object, least: int) -> TypeGuard[int]:
     return type(value) is int and least <= value <= _MOST_BYTES
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """A model in memory, or on its way there (`loading`).
 
     `listed`: the daemon has said so. `missing`: it does not say so any more, though the model is in use.
@@ -87,7 +86,7 @@ class Entry:
     name: str
     key: str
     digest: str = ""
-    reloading: Mapping[str, Any] = field(default_factory=dict)
+    reloading: Mapping[str, Any] = msgspec.field(default_factory=dict)
     footprint: Footprint = NOTHING
     num_ctx: int = 0
     until_ns: int = 0

@@ -10,8 +10,11 @@ is possible: a model that is partly in RAM is slow for as long as it stays.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
+
+import msgspec
+from msgspec import structs
 
 from ollama_adapter.core.amounts import budget, duration, gib
 from ollama_adapter.core.footprint import Need
@@ -22,8 +25,7 @@ DISK_BYTES_PER_S: Final = 1e9
 """How fast a model is taken to be loaded, to compare two of which nothing was measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
+class Resident(msgspec.Struct, frozen=True):
     """A model in memory, as a plan sees it. `load_s`: how long it took to load; None: not known."""
 
     name: str
@@ -47,8 +49,7 @@ class Resident:
         return self.footprint.total / DISK_BYTES_PER_S if known is None else known
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """What decides between models. `advisory`: the budget binds nobody, and is only told."""
 
     now_ns: int
@@ -69,7 +70,7 @@ def as_measured(need: Need, total: int) -> Need:
     """The need of a model that was seen to take `total` bytes."""
     weights = min(need.weights_bytes, total)
     kv = min(need.kv_bytes, total - weights)
-    return replace(
+    return structs.replace(
         need, weights_bytes=weights, kv_bytes=kv, overhead_bytes=total - weights - kv, guess=""
     )
 
@@ -84,7 +85,10 @@ def plan_load(
 ) -> LoadPlan:
     """How `model` comes into memory. One of the residents may be itself: then it is loaded anew."""
     if not limits.budget.vram:  # no GPU that we know of: whatever is said to be there counts as RAM
-        residents = [replace(each, footprint=Footprint(each.footprint.total)) for each in residents]
+        residents = [
+            msgspec.structs.replace(each, footprint=Footprint(each.footprint.total))
+            for each in residents
+        ]
     scene = _Scene(model, need, residents, limits, rules)
     plan = LoadPlan(
         model,
@@ -151,8 +155,7 @@ def _refuse(plan: LoadPlan, scene: _Scene, why: str) -> LoadPlan:
 ANEW: Final = "it is loaded anew with other options"
 
 
-@dataclass(frozen=True, slots=True)
-class _Solution:
+class _Solution(msgspec.Struct, frozen=True):
     takes: Footprint
     evict: tuple[Eviction, ...]
     waits_for: tuple[str, ...]

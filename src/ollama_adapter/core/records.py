@@ -27,7 +27,7 @@ Count = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """What Go holds in 64 bits: a number of a thousand digits is refused, not computed with."""
 
 
-class LogprobEntry(Veiled, gc=False):
+class LogprobEntry(Veiled, msgspec.Struct, gc=False):
     """The token chosen and, where asked for, the most probable ones. Values precede temperature."""
 
     token: str
@@ -35,7 +35,7 @@ class LogprobEntry(Veiled, gc=False):
     top_logprobs: list[Candidate] = msgspec.field(default_factory=list)
 
 
-class DebugInfo(Veiled, gc=False):
+class DebugInfo(Veiled, msgspec.Struct, gc=False):
     """The answer to `_debug_render_only`: the prompt as the model would get it."""
 
     rendered_template: str = ""
@@ -73,7 +73,7 @@ class GenerateRecord(Record, gc=False):
     thinking: str = ""
 
 
-class Message(Veiled, gc=False):
+class Message(Veiled, msgspec.Struct, gc=False):
     """The piece of an answer that a chat record carries."""
 
     content: str = ""

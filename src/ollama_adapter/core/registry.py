@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -38,8 +37,7 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _JOURNAL: Final = re.compile(rb"(\d{15})\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """A host and a port to dial, by name. `port` 0 in a list of what is allowed: the usual ones."""
 
     host: str
@@ -65,8 +63,7 @@ def parse_address(text: str, port: int) -> Address:
     return Address(host, int(digits or port))
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """Where a model is pulled from. Without `tls` only on this machine."""
 
     address: Address
@@ -130,8 +127,7 @@ def may_reach(wanted: Address, address: str, *, listed: bool) -> bool:
 # Manifests
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True):
     """One part of a model."""
 
     kind: str
@@ -144,8 +140,7 @@ class Blob:
         return self.digest.replace(":", "-", 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True):
     """A checked one. Every blob is in it once; the config is the last."""
 
     blobs: tuple[Blob, ...]

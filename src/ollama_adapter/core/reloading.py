@@ -8,10 +8,10 @@ told; or it is refused; or the model is loaded anew on purpose. Options that mea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from ollama_adapter.config import Reloading
 from ollama_adapter.core.requests import Request
@@ -29,8 +29,7 @@ USUAL: Final[Mapping[str, Any]] = {
 """What Ollama takes where nothing is said."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """How a model was loaded: with which options, which context it has (0: not known), and may have."""
 
     reloading: Mapping[str, Any]
@@ -57,8 +56,7 @@ class Held:
         return f"{name}={value}" if value is not None else f"the usual {name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """The options to send; `anew`: the model has to be loaded with them first; what was not granted."""
 
     reloading: Mapping[str, Any]

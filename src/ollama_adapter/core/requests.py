@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -30,17 +29,17 @@ from ollama_adapter.core.vocabulary import (
     wire_keep_alive,
 )
 from ollama_adapter.errors import InvalidRequest
+from ollama_adapter.events.veiled import Veiled
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Veiled, msgspec.Struct, frozen=True):
     """One request, ready to be sent; `reloading`: its options that decide how a model is loaded."""
 
     path: str
     model: str
-    body: bytes = field(repr=False)
+    body: bytes
     keep_alive: str | float
-    reloading: Mapping[str, Any] = field(repr=False)
+    reloading: Mapping[str, Any]
     truncate: bool = False
     logprobs: bool = False
     renders: bool = False

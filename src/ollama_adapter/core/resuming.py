@@ -8,33 +8,32 @@ Everything here is made from the request's own body and from the transcript.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from ollama_adapter.core.requests import Request
 from ollama_adapter.core.transcript import Transcript
 from ollama_adapter.events import Channel, Way
+from ollama_adapter.events.veiled import Veiled
 
 FAITHFUL: Final = 0.5
 """A continuation from text that predicts the last token less alike is given up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """The ways that are open, the most exact first, and of the others why they are not."""
 
     ways: tuple[Way, ...]
     refusals: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Veiled, msgspec.Struct, frozen=True):
     """A request as its caller made it."""
 
     request: Request
-    body: Mapping[str, Any] = field(repr=False)
+    body: Mapping[str, Any]
 
     @classmethod
     def of(cls, request: Request) -> Asked:

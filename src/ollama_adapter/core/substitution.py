@@ -10,9 +10,10 @@ which knows nothing: what it says would look like an answer, and be none. Who wa
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from math import log2
 from typing import Final
+
+import msgspec
 
 from ollama_adapter.core.footprint import Facts
 from ollama_adapter.core.gguf import human_count
@@ -53,8 +54,7 @@ _ABILITIES: Final = {"tokens": "the vocabulary of the tokens in the request"}
 """What a model may lack, where that is not the daemon's word. Only the model itself has its tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A model that would do: how far it is from the one asked for, in doublings, and why, in words."""
 
     facts: Facts
@@ -65,8 +65,7 @@ class Candidate:
         return f"{self.facts.name} ({self.reason})"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """The models that would do in place of `asked`, the best first, and of the others why they would not."""
 
     asked: str
@@ -137,8 +136,7 @@ def capabilities_of(facts: Facts) -> Collection[str]:
     return (EMBEDDING,) if facts.family.lower() in _EMBEDDING_FAMILIES else (COMPLETION,)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(msgspec.Struct, frozen=True):
     """What is known of the model that was asked for."""
 
     name: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
+
+import msgspec
 
 from ollama_adapter.core.durations import is_duration, is_seconds
 from ollama_adapter.errors import InvalidRequest
@@ -92,8 +93,7 @@ def _top(value: Any) -> bool:
     return _integer(value) and 0 <= value <= MAX_TOP_LOGPROBS
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True):
     """A type a keyword can have: its name for people, and its test.
 
     A wrong number for one that is `shown` is put into the message; elsewhere it may be a prompt.

@@ -14,7 +14,6 @@ import secrets
 import signal
 import socket
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,8 +28,7 @@ _SMALL_BYTES: Final = 1 << 26
 _LOG_PREFIX: Final = re.compile(r"^[\d.]+ E +|^\w+: ")
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(msgspec.Struct, frozen=True):
     """How a model is to be loaded: a difference in any field means another runner."""
 
     weights: Path
@@ -85,7 +83,7 @@ class Runner:
 
     async def _hand_over(self, spec: Spec) -> None:
         settings = {
-            **{name: getattr(spec, name) for name in Spec.__slots__},
+            **{name: getattr(spec, name) for name in Spec.__struct_fields__},
             "model": str(spec.weights),
             "key": self._key,
         }

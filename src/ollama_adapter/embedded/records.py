@@ -28,14 +28,14 @@ _ESCAPES: Final = {
 _ESCAPED: Final = re.compile(b"[<>&]|\xe2\x80[\xa8\xa9]")
 
 
-class Alternative(Veiled, gc=False):
+class Alternative(Veiled, msgspec.Struct, gc=False):
     """A token and its log probability, as the runner sends them."""
 
     token: str
     logprob: float
 
 
-class Chosen(Veiled, gc=False):
+class Chosen(Veiled, msgspec.Struct, gc=False):
     """The token taken, and the best ones in its place."""
 
     token: str
@@ -50,7 +50,7 @@ class Timings(msgspec.Struct, gc=False):
     predicted_ms: float = 0.0
 
 
-class Event(Veiled, gc=False):
+class Event(Veiled, msgspec.Struct, gc=False):
     """One server-sent event of the runner: a piece of text, or the end."""
 
     content: str = ""

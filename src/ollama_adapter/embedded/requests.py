@@ -7,12 +7,12 @@ ApiError with the status and the wording that Ollama's clients know. Messages na
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
 from ollama_adapter.embedded.values import ApiError, kind_of, parse_keep_alive
+from ollama_adapter.events.veiled import Veiled
 
 _COMMON: Final = {
     "model": "string",
@@ -146,15 +146,14 @@ def _check_message(message: Any) -> None:
             _check(message[name], go_type, f"ChatRequest.messages.{name}")
 
 
-@dataclass(slots=True)
-class Asked:
+class Asked(Veiled, msgspec.Struct):
     """One request for text, whichever endpoint it came by."""
 
     model: str
     chat: bool
-    body: dict[str, Any] = field(repr=False)
-    options: dict[str, Any] = field(repr=False)
-    schema: dict[str, Any] | None = field(repr=False)
+    body: dict[str, Any]
+    options: dict[str, Any]
+    schema: dict[str, Any] | None
     keep_alive: float | None
     top_logprobs: int | None
     stream: bool

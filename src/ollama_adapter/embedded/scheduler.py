@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from ollama_adapter.embedded.child import Runner, Spec
 from ollama_adapter.embedded.orders import Plain, Start
@@ -26,8 +27,7 @@ LOAD_TIMED_OUT: Final = "timed out waiting for llama-server to start - "
 _FAR_S: Final = 1e10  # "for ever", as a date
 
 
-@dataclass(eq=False, slots=True)
-class Loaded:
+class Loaded(msgspec.Struct, eq=False):
     """A model in memory."""
 
     model: Model
@@ -47,8 +47,7 @@ class Loaded:
         return not self.users and not (self.load and self.load.waiters)
 
 
-@dataclass(eq=False, slots=True)
-class _Load:
+class _Load(msgspec.Struct, eq=False):
     model: Model
     spec: Spec
     waiters: int = 0
@@ -56,8 +55,7 @@ class _Load:
     error: ApiError | None = None
 
 
-@dataclass(slots=True)
-class Limits:
+class Limits(msgspec.Struct):
     """How much may be loaded and waited for."""
 
     max_loaded: int = 3
@@ -66,18 +64,17 @@ class Limits:
     load_s: float = 300.0
 
 
-@dataclass(eq=False)
-class Scheduler:
+class Scheduler(msgspec.Struct, eq=False):
     """Owner of all runners. Its tasks are children of `group`."""
 
     group: asyncio.TaskGroup
     limits: Limits
     start: Start = Plain.start
-    _loaded: dict[str, Loaded] = field(default_factory=dict)
-    _loads: dict[str, _Load] = field(default_factory=dict)
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _runners: set[Runner] = field(default_factory=set)
+    _loaded: dict[str, Loaded] = msgspec.field(default_factory=dict)
+    _loads: dict[str, _Load] = msgspec.field(default_factory=dict)
+    _turn: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
+    _changed: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    _runners: set[Runner] = msgspec.field(default_factory=set)
     _waiting: int = 0
 
     def __repr__(self) -> str:

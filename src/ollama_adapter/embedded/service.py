@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from ollama_adapter.core import gguf
 from ollama_adapter.core.names import ModelName, parse_name
@@ -25,6 +26,7 @@ from ollama_adapter.embedded.settings import Settings, plan_spec
 from ollama_adapter.embedded.store import CorruptManifest, Model, Store, open_gguf
 from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.errors import InvalidModelFile, InvalidRequest, ModelNotFound
+from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.clock import monotonic_ns
 
 RUNNER_DIED: Final = "an error was encountered while running the model: unexpected EOF"
@@ -36,17 +38,16 @@ NO_TEMPLATES: Final = (
 INVALID_TOKENS: Final = "Prompt contains invalid tokens"  # the engine's words
 
 
-@dataclass(slots=True)
-class Job:
+class Job(Veiled, msgspec.Struct):
     """A request whose model is known and whose options are checked."""
 
     asked: Asked
     model: Model
     header: gguf.Header
-    options: dict[str, Any] = field(repr=False)
+    options: dict[str, Any]
     spec: Spec
     answer: Answer
-    continued: list[int] = field(repr=False)  # generated already, to be gone on from
+    continued: list[int]  # generated already, to be gone on from
 
     @property
     def body(self) -> dict[str, Any]:

@@ -6,9 +6,10 @@ Every sampling value is sent to the engine, since its defaults are not Ollama's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from ollama_adapter.core import gguf
 from ollama_adapter.embedded.child import Spec
@@ -32,11 +33,10 @@ SAMPLING: Final[dict[str, Any]] = {
 _RANDOM_SEED: Final = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """The daemon's environment, read once."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = msgspec.field(default_factory=Limits)
     context: int = DEFAULT_CONTEXT
     parallel: int = 1
     origins: tuple[str, ...] = ()

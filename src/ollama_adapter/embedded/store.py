@@ -12,7 +12,6 @@ import mmap
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ import msgspec
 from ollama_adapter.core import gguf
 from ollama_adapter.core.names import ModelName
 from ollama_adapter.errors import ModelNotFound
+from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.store import Layout
 
 LAYER: Final = "application/vnd.ollama.image."
@@ -43,17 +43,16 @@ class CorruptManifest(Exception):
     """A manifest that cannot be read."""
 
 
-@dataclass(slots=True)
-class Model:
+class Model(Veiled, msgspec.Struct):
     """What a name means: its manifest, and where its weights are."""
 
     name: ModelName
     digest: str
     modified: float
     size: int
-    config: dict[str, Any] = field(repr=False)
+    config: dict[str, Any]
     weights: Path | None
-    layers: dict[str, list[Path]] = field(repr=False)
+    layers: dict[str, list[Path]]
     bundled: bool = False
 
     @property

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 from ollama_adapter.events.frames import Frame, SessionFrame, State
 from ollama_adapter.events.health import DaemonChange, Guarantee, Health, Standing
 from ollama_adapter.events.pool import (
@@ -117,7 +119,7 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
-class Candidate(Veiled, gc=False):
+class Candidate(Veiled, msgspec.Struct, gc=False):
     """One of the most probable tokens at a position; `logprob` is natural, before temperature."""
 
     token: str

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 
+class Veiled:
+    """Before `msgspec.Struct` among the bases, it keeps the fields unseen, by `repr` and by rich, which asks
+    structs on a way of its own. It has no fields itself, so that frozen structs and others can have it.
+    """
 
-class Veiled(msgspec.Struct, gc=False):
-    """A struct whose fields stay unseen, by `repr` and by rich, which asks structs on a way of its own."""
+    __slots__ = ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from ollama_adapter.core.durations import FOREVER_NS, keep_alive_ns
 from ollama_adapter.core.ledger import Entry
 from ollama_adapter.errors import AdapterError, ServerBusy
 from ollama_adapter.events import LoadPhase, LoadProgress
+from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.surroundings import Progress
 from ollama_adapter.system.clock import reach
@@ -30,16 +32,14 @@ class Stage(StrEnum):
     MOVING = "moving"
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """The model is in memory; `warm`: it was there already."""
 
     entry: Entry
     warm: bool
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
+class Waiter(msgspec.Struct, eq=False):
     """One request. `works`: it needs a place to work, not only the model in memory. `renews`: the daemon
     has to be told its keep-alive, also of a model that is there.
     """
@@ -59,17 +59,16 @@ class Waiter:
             self.future.exception()  # whoever awaits it is told; he may just be going
 
 
-@dataclass(slots=True, eq=False)
-class Errand:
+class Errand(Veiled, msgspec.Struct, eq=False):
     """`demand`: the model has to have exactly these options; else `asked` are for the case that it is not
     there. `closing` are the keys of the models that it waits for, or is about to evict.
     """
 
     model: str
     key: str
-    asked: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    demand: Mapping[str, Any] | None = field(default=None, repr=False)
-    waiters: list[Waiter] = field(default_factory=list)
+    asked: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    demand: Mapping[str, Any] | None = None
+    waiters: list[Waiter] = msgspec.field(default_factory=list)
     stage: Stage = Stage.PREPARING
     has_place: bool = False
     closing: frozenset[str] = frozenset()
@@ -79,7 +78,7 @@ class Errand:
     position: int = 0
     task: asyncio.Task[None] | None = None
     """None where nobody can join it."""
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop, repr=False)
+    loop: asyncio.AbstractEventLoop = msgspec.field(default_factory=asyncio.get_running_loop)
 
     @property
     def works(self) -> bool:

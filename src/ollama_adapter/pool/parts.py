@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import PoolConfig
@@ -14,8 +14,7 @@ from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True):
     """Of one pool: what it was given, and what it knows."""
 
     config: PoolConfig

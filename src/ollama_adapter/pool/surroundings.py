@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from ollama_adapter.core.requests import Request
 from ollama_adapter.core.tiers import Limits
@@ -39,8 +40,7 @@ async def _unknown(_: str) -> float | None:
     return None
 
 
-@dataclass(slots=True)
-class Surroundings:
+class Surroundings(msgspec.Struct):
     """The seams of a pool. `limits`, `shared` and `parallel` are asked anew for every plan.
 
     `shared`: others use the daemon, too, and no budget binds them: ours is advisory then. `parallel`: for

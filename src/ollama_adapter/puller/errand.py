@@ -12,7 +12,6 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,8 +60,7 @@ class _Message(msgspec.Struct):
     again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(msgspec.Struct, frozen=True):
     """What an errand is sent with."""
 
     source: Source

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
+
+import msgspec
 
 from ollama_adapter.config import Sandbox
 from ollama_adapter.core.backoff import Backoff, BackoffPolicy
@@ -50,18 +51,16 @@ def _usual_backoff() -> BackoffPolicy:
     return BackoffPolicy(base_s=0.5, cap_s=15.0, tries=6)
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """How long silence may be, and how often in a row a pull may fail without a byte of progress."""
 
     stall_s: float = 30.0
-    backoff: BackoffPolicy = field(default_factory=_usual_backoff)
+    backoff: BackoffPolicy = msgspec.field(default_factory=_usual_backoff)
     look_s: float = 0.5
     """How often another process that has the model is looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True):
     """What every flight of a puller shares."""
 
     layout: Layout

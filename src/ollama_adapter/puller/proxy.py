@@ -14,8 +14,9 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from ollama_adapter.core.registry import Address, may_dial, may_reach
 from ollama_adapter.system.scope import TaskScope
@@ -27,8 +28,7 @@ ADDRESS_S: Final = 5.0  # then the next one: a network may swallow what goes to 
 _CONNECT: Final = re.compile(r"CONNECT ([A-Za-z0-9._-]{1,253}):(\d{1,5}) HTTP/1\.1\r\n")
 
 
-@dataclass(slots=True)
-class Traffic:
+class Traffic(msgspec.Struct):
     """What went to a host and came from it, in bytes, TLS included."""
 
     sent: int = 0

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from ollama_adapter.config import PoolConfig, Sandbox
 from ollama_adapter.core.names import ModelName, local_name
@@ -34,12 +35,11 @@ Confirm = Callable[[PullOffer], Awaitable[bool]]
 log = logging.getLogger("ollama_adapter")
 
 
-@dataclass(eq=False, slots=True)
-class _Shared:
+class _Shared(msgspec.Struct, eq=False):
     """One flight and those who wait for it."""
 
     task: asyncio.Task[PullReceipt | AdapterError]
-    reports: list[Report] = field(default_factory=list)
+    reports: list[Report] = msgspec.field(default_factory=list)
     last: PullProgress | None = None
 
     def tell(self, progress: PullProgress) -> None:

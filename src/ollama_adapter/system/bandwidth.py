@@ -12,8 +12,9 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from ollama_adapter.system.clock import monotonic_ns
 
@@ -23,8 +24,7 @@ BLOCK_BYTES: Final = 256 << 20
 """For all threads together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bandwidth:
+class Bandwidth(msgspec.Struct, frozen=True):
     """Bytes read in a second, by so many threads at a time."""
 
     bytes_per_s: float

@@ -13,10 +13,10 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import platformdirs
 
 from ollama_adapter.config import DaemonConfig
@@ -27,8 +27,7 @@ PULLING: Final = ".pulling"
 UNFINISHED: Final = "*-partial*"
 
 
-@dataclass(frozen=True, slots=True)
-class Belonging:
+class Belonging(msgspec.Struct, frozen=True):
     """Some files that belong together: `paths`, all below `place`; `ours`: nobody else uses them.
 
     `link` is where `place` leads, where it is a link ("": it is none).

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from ollama_adapter.errors import ConnectionLost, ProtocolError, ReadTimeout
+from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.dialing import Dial
 from ollama_adapter.system.http import READ_BYTES, Exchange, connect
 
 MAX_BODY_BYTES: Final = 16 << 20  # a list of models, or all about one
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(Veiled, msgspec.Struct, frozen=True):
     """A whole response."""
 
     status: int
-    body: bytes = field(repr=False)
+    body: bytes
 
 
 async def fetch(

@@ -10,10 +10,11 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from ollama_adapter.config import LOOPBACK, DaemonConfig, DaemonMode, Sandbox
 from ollama_adapter.errors import (
@@ -57,8 +58,7 @@ INSTALL_HINT: Final = (
 log = logging.getLogger("ollama_adapter")
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(msgspec.Struct, frozen=True):
     """A daemon that has answered. `child` is None for one that was adopted: it is not ours to end."""
 
     origin: str

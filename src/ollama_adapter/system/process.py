@@ -15,11 +15,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from ollama_adapter.errors import DaemonNotFound, NotSandboxed
+from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.jail.passing import Doorway
 from ollama_adapter.system.jail.policy import Level, Policy
@@ -30,12 +33,11 @@ LINE_LIMIT: Final = 1 << 20
 KILL_WAIT_S: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Veiled, msgspec.Struct, frozen=True):
     """How a daemon ended: its code (negative: by that signal; None: its keeper was killed)."""
 
     returncode: int | None
-    tail: str = field(default="", repr=False)
+    tail: str = ""
 
 
 class Child:

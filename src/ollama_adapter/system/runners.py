@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from ollama_adapter.config import LOOPBACK
+from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.clock import Clock
 
 LOOK_NS: Final = 200_000_000  # between two looks at the CPU time
@@ -23,8 +25,7 @@ FRESH_NS: Final = 50_000_000  # a sample serves all who want one meanwhile
 STARTER: Final = os.path.join("embedded", "starter.py")
 
 
-@dataclass(frozen=True, slots=True)
-class Runners:
+class Runners(msgspec.Struct, frozen=True):
     """How many processes a daemon has, whether one worked while we looked, or wanted to."""
 
     count: int | None = None
@@ -32,8 +33,7 @@ class Runners:
     runnable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Veiled, msgspec.Struct, frozen=True):
     """What the runners had done at one moment: seconds of CPU time of each that lives, by its pid."""
 
     taken_ns: int
@@ -41,7 +41,7 @@ class Sample:
     runnable: bool
     identified: bool
     """They run the model that was asked for, and no other."""
-    processes: Sequence[Any] = field(default=(), repr=False)
+    processes: Sequence[Any] = ()
 
 
 async def look(daemon_pid: int | None, clock: Clock) -> Runners:
