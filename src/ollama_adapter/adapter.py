@@ -32,14 +32,14 @@ from ollama_adapter.events import (
     Health,
     PullReceipt,
     Statistics,
+    Substitution,
 )
 from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.memory import Memory
 from ollama_adapter.pool import ModelPool, Surroundings
-from ollama_adapter.puller.pull import Confirm, Report
+from ollama_adapter.puller.consent import Confirm, Report
 from ollama_adapter.pulling import ModelSource
 from ollama_adapter.session import Session
-from ollama_adapter.standins import Standins
 from ollama_adapter.stream import SessionRegistry, TokenStream, collect
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock, SystemClock
@@ -74,7 +74,7 @@ class OllamaAdapter:
             self._scope,
             self._clock,
             _go_duration(keep_alive),
-            self._daemon_defaults,
+            lambda: {"OLLAMA_MAX_LOADED_MODELS": str(self.verdict.limits.resident)},
         )
         self.client = OllamaClient(self.daemon.dial, self.config.stream.connect_s)
         self.source = ModelSource(self.config, self.daemon, self.client, self._scope, self._clock)
@@ -85,9 +85,9 @@ class OllamaAdapter:
             parallel=lambda: 1 if self.daemon.origin == ADOPTED else settings.requests_at_a_time(),
             activity=self._activity,
             pull=self.source.pull_missing,
+            substitutes=self._substitutes,
         )
         self.pool = ModelPool(self.config.pool, self.client, self._scope, self._clock, around)
-        around.substitutes = Standins(self.client, self.pool)
         self._sessions = SessionRegistry(self._scope)
         self._backing = Backing(
             self.daemon, self.client, self.pool, Memory(self.config.stream, self._clock)
@@ -110,8 +110,10 @@ class OllamaAdapter:
         sample = await self._sampler.sample(self.daemon.pid, weights)
         return sum(sample.spent.values()) if sample is not None and sample.identified else None
 
-    def _daemon_defaults(self) -> dict[str, str]:
-        return {"OLLAMA_MAX_LOADED_MODELS": str(self.verdict.limits.resident)}
+    async def _substitutes(self, request: Request, error: AdapterError) -> Sequence[Substitution]:
+        from ollama_adapter.standins import Standins  # for a model alone that cannot be had
+
+        return await Standins(self.client, self.pool)(request, error)
 
     # The contract
 

@@ -30,8 +30,9 @@ from ollama_adapter.errors import (
 from ollama_adapter.events import DaemonChange, Health
 from ollama_adapter.system.bulletin import Bulletin
 from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.launch import Launcher, Running, is_transient
+from ollama_adapter.system.launch import Launcher, is_transient
 from ollama_adapter.system.probe import probe
+from ollama_adapter.system.running import Running
 from ollama_adapter.system.scope import TaskScope, is_orphan
 
 SILENCES: Final = 3  # probes in a row without an answer, and it counts as dead

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable
-from typing import Final
+from functools import cached_property
+from typing import Final, Protocol
 
 from ollama_adapter.client import OllamaClient
 from ollama_adapter.config import Config, Pulling
@@ -28,20 +29,24 @@ from ollama_adapter.events import (
     PullStage,
 )
 from ollama_adapter.events.health import ADOPTED
-from ollama_adapter.puller.pull import (
-    Confirm,
-    Puller,
-    Report,
-    check_consent,
-    guarded,
-    no_consent,
-)
+from ollama_adapter.puller.consent import Confirm, Report, check_consent, guarded, no_consent
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.system.store import Layout
 
 THE_DAEMON: Final = "the daemon"
+
+
+class _Puller(Protocol):
+    async def pull(
+        self,
+        model: str,
+        on_progress: Report | None = None,
+        *,
+        confirm: Confirm | None = None,
+        also_from: Iterable[str] = (),
+    ) -> PullReceipt: ...
 
 
 class ModelSource:
@@ -58,19 +63,25 @@ class ModelSource:
         self._config = config
         self._daemon = daemon
         self._client = client
+        self._scope = scope
         self._clock = clock
         self._layout = Layout(settings.models_dir(config.daemon))
-        self._puller = Puller(
-            self._layout.root,
-            config.pool,
-            scope,
-            clock,
-            ours=settings.pulling_dir(),
-            sandbox=config.daemon.sandbox,
-        )
 
     def __repr__(self) -> str:
-        return f"<ModelSource {self._puller!r}>"
+        return f"<ModelSource {self._layout.root}>"
+
+    @cached_property
+    def _puller(self) -> _Puller:
+        from ollama_adapter.puller.pull import Puller  # for those alone who download
+
+        return Puller(
+            self._layout.root,
+            self._config.pool,
+            self._scope,
+            self._clock,
+            ours=settings.pulling_dir(),
+            sandbox=self._config.daemon.sandbox,
+        )
 
     async def pull_missing(self, model: str, on_progress: Callable[[LoadProgress], None]) -> None:
         """For the pool: raises PullRefused unless the settings say that downloads need no asking."""

@@ -25,7 +25,8 @@ from anyio.lowlevel import checkpoint
 import ollama_adapter
 from ollama_adapter.errors import AdapterError, DaemonNotFound
 from ollama_adapter.system import process
-from ollama_adapter.system.process import Child, Exit, spawn
+from ollama_adapter.system.process import Child, spawn
+from ollama_adapter.system.running import Exit
 from ollama_adapter.system.scope import TaskScope
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,6 @@ machine, and only where no Config was given. A later source wins: defaults, file
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,16 +100,19 @@ class Config:
         OLLAMA_HOST, OLLAMA_MODELS and OLLAMA_KEEP_ALIVE mean what they mean to Ollama. Ours are
         OLLAMA_ADAPTER_SLICE_FIELD, for example OLLAMA_ADAPTER_ENERGY_TIER=low.
         """
-        try:
-            tree: dict[str, Any] = tomllib.loads(toml)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # a number of 5,000 digits is no TOMLDecodeError
-            raise ConfigError(f"the settings file is not TOML: {error}") from error
+        tree = _from_toml(toml) if toml else {}
         for path, text in _from_environment(env or {}):
             put(tree, path, text)
         return typing.cast("Config", build(cls, tree, ()))
+
+
+def _from_toml(text: str) -> dict[str, Any]:
+    import tomllib  # here and not above: nothing is imported before it is needed
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is no TOMLDecodeError
+        raise ConfigError(f"the settings file is not TOML: {error}") from error
 
 
 def _from_environment(env: Mapping[str, str]) -> list[tuple[tuple[str, ...], Any]]:

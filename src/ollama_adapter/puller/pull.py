@@ -8,31 +8,23 @@ same model into the same store is waited for, and then there is nothing left to 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
 from ollama_adapter.config import PoolConfig, Sandbox
 from ollama_adapter.core.names import ModelName, local_name
-from ollama_adapter.core.pull_errors import trust_hint
-from ollama_adapter.core.registry import Source, is_consented, source_of
-from ollama_adapter.errors import AdapterError, PullRefused
-from ollama_adapter.events import PullOffer, PullProgress, PullReceipt
+from ollama_adapter.core.registry import Source, source_of
+from ollama_adapter.errors import AdapterError
+from ollama_adapter.events import PullProgress, PullReceipt
+from ollama_adapter.puller.consent import Confirm, Report, check_consent, guarded
 from ollama_adapter.puller.errand import SCRIPT
 from ollama_adapter.puller.flight import Flight, Patience, Surroundings
 from ollama_adapter.system.clock import Clock
 from ollama_adapter.system.scope import TaskScope, is_orphan, shared
 from ollama_adapter.system.store import Layout
-
-Report = Callable[[PullProgress], None]
-Confirm = Callable[[PullOffer], Awaitable[bool]]
-"""Asks for consent once the size is known; False ends the pull with PullRefused."""
-
-
-log = logging.getLogger("ollama_adapter")
 
 
 class _Shared(msgspec.Struct, eq=False):
@@ -144,41 +136,9 @@ class Puller:
                 del self._flights[key]
 
 
-def guarded(report: Report | None) -> Report:
-    """The same; what it raises is told, and does not end a download that others may wait for, too."""
-
-    def tell(progress: PullProgress) -> None:
-        if report is not None:
-            try:
-                report(progress)
-            except Exception:
-                log.exception("a callback for the progress of a pull raised")
-
-    return tell
-
-
 async def _caught(flight: Flight) -> PullReceipt | AdapterError:
     """Its error is for whoever waits, not for the scope."""
     try:
         return await flight.run()
     except AdapterError as error:
         return error
-
-
-def check_consent(source: Source, registries: Iterable[str]) -> None:
-    """Raises PullRefused for a registry that nobody has agreed to."""
-    if not is_consented(source, registries):
-        host = str(source.address)
-        raise PullRefused(
-            f"{host} is not a registry that models may be pulled from here",
-            hint=trust_hint(host),
-        )
-
-
-def no_consent(model: str) -> PullRefused:
-    """For a model that is missing, where nobody has agreed to download it."""
-    return PullRefused(
-        f"{model} is not on this machine, and downloads need your consent",
-        hint=f'`ollama-adapter pull {model}` asks for it once; `pulling = "always"` in the section [pool] '
-        "of the settings gives it for every model",
-    )

@@ -8,15 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from ollama_adapter.config import LOOPBACK, DaemonConfig, DaemonMode, Sandbox
+from ollama_adapter.config import LOOPBACK, DaemonConfig, DaemonMode
 from ollama_adapter.errors import (
     AdapterError,
     ConnectFailed,
@@ -25,57 +21,23 @@ from ollama_adapter.errors import (
     DaemonNotFound,
     DaemonStartTimeout,
     NotOllama,
-    NotSandboxed,
     PortTaken,
     ReadTimeout,
-    TransportError,
 )
 from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.system import settings
 from ollama_adapter.system.clock import Clock
-from ollama_adapter.system.dialing import dial_port, find_free_port
-from ollama_adapter.system.jail import levels
-from ollama_adapter.system.jail.paths import daemon_policy, gpu_devices
-from ollama_adapter.system.jail.policy import Level, Policy
+from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.probe import probe
-from ollama_adapter.system.process import Child, Exit, spawn
-from ollama_adapter.system.runfile import RunFiles
+from ollama_adapter.system.running import Running
 from ollama_adapter.system.scope import TaskScope
-from ollama_adapter.system.trust import (
-    check_listener,
-    check_program,
-    check_spawned,
-    check_store,
-)
+from ollama_adapter.system.trust import check_listener
 
-PROBE_EVERY_NS: Final = 20_000_000  # while starting
-PORT_TRIES: Final = 3
-TAIL_LINES: Final = 5
 INSTALL_HINT: Final = (
     "start Ollama, or install it, or install our own daemon: pip install 'ollama-adapter[embedded]'"
 )
 
 log = logging.getLogger("ollama_adapter")
-
-
-class Running(msgspec.Struct, frozen=True):
-    """A daemon that has answered. `child` is None for one that was adopted: it is not ours to end."""
-
-    origin: str
-    port: int
-    version: str
-    child: Child | None = None
-
-    async def dial(self) -> socket.socket:
-        """A socket connected to it: over the loopback, or out of its jail. Raises ConnectFailed."""
-        if self.child is not None and self.child.level is not Level.NONE:
-            return await self.child.dial()
-        return await dial_port(self.port)()
-
-    @property
-    def sandbox(self) -> str:
-        """The level in force, in words."""
-        return "adopted, not sandboxed" if self.child is None else self.child.level.words
 
 
 class Launcher:
@@ -94,11 +56,13 @@ class Launcher:
         self._clock = clock
         self._keep_alive = keep_alive
         self._defaults = defaults
-        self._told = False
 
     @cached_property
-    def _run_files(self) -> RunFiles:
-        return RunFiles.of_this_user()  # for those alone who spawn
+    def _spawn(self) -> Callable[[str, list[str]], Awaitable[Running]]:
+        from ollama_adapter.system.spawning import Spawner  # for those alone who spawn
+
+        spawner = Spawner(self._config, self._scope, self._clock, self._keep_alive, self._defaults)
+        return spawner.spawn
 
     async def find(self) -> Running:
         """The first daemon that can be had. Raises DaemonError; cancelling ends what was begun."""
@@ -162,122 +126,10 @@ class Launcher:
             ) from error
         return Running(ADOPTED, port, version)
 
-    async def _spawn(self, origin: str, argv: list[str]) -> Running:
-        if origin == "spawned":  # our own runs in the Python that runs us
-            check_program(argv[0])
-        for last in (False,) * (PORT_TRIES - 1) + (True,):
-            port = find_free_port()
-            store = settings.models_dir(self._config)
-            environment = settings.daemon_environment(
-                port, store, self._keep_alive, self._defaults()
-            )
-            check_store(store)
-            self._tell_of_others()
-            child = await self._jailed(argv, environment, port)
-            try:
-                running = Running(origin, port, await self._until_ready(child, port), child)
-                self._run_files.write(0 if child.level is Level.NAMESPACES else port)
-                child.exited.add_done_callback(lambda _: self._run_files.remove())
-                return running
-            except BaseException as error:
-                child.kill()
-                # a stranger that took the port may also be who answers there
-                if last or not isinstance(error, (PortTaken, NotOllama)):
-                    if isinstance(error, NotOllama):
-                        raise _not_ollama(argv[0]) from error
-                    raise
-        raise AssertionError("the last try returns or raises")
-
-    async def _jailed(self, argv: list[str], environment: Mapping[str, str], port: int) -> Child:
-        """Spawn it in the best jail that holds. Raises NotSandboxed where none does that must."""
-        wish = self._config.sandbox
-        if wish is Sandbox.NONE:
-            return await spawn(argv, environment, "/", self._scope)
-        facts = await asyncio.get_running_loop().run_in_executor(None, levels.probe)
-        failed: tuple[Level, ...] = ()
-        refusal: NotSandboxed | None = None
-        while True:
-            try:
-                level = levels.decide(facts, wish.value, without=failed).level
-            except NotSandboxed as error:
-                raise refusal or error from None
-            try:
-                policy = self._policy(level, argv, environment, port)
-                return await spawn(argv, environment, "/", self._scope, policy)
-            except NotSandboxed as error:
-                log.warning("the daemon cannot be started at level %s", level)
-                refusal = refusal or error
-                failed = (*failed, level)
-
-    @staticmethod
-    def _policy(level: Level, argv: list[str], environment: Mapping[str, str], port: int) -> Policy:
-        return daemon_policy(
-            level,
-            argv,
-            home=environment["HOME"],
-            models=environment["OLLAMA_MODELS"],
-            port=port,
-            gpu=bool(gpu_devices()),
-            models_writable=settings.may_be_written(Path(environment["OLLAMA_MODELS"])),
-            also_read=settings.directories_in(environment),
-        )
-
-    def _tell_of_others(self) -> None:
-        """One daemon per application; two of them hold every model twice."""
-        others = self._run_files.others()
-        if others and not self._told:
-            self._told = True
-            port = others[0].port
-            log.warning(
-                "another application (process %s) keeps a daemon, too, and each holds its own models; %s",
-                others[0].pid,
-                f"to share that one, set OLLAMA_HOST={LOOPBACK}:{port}"
-                if port
-                else "to share one, run it yourself: both then adopt it",
-            )
-
-    async def _until_ready(self, child: Child, port: int) -> str:
-        limit_s = self._config.start_timeout_s
-        deadline = self._clock.now_ns() + int(limit_s * 1e9)
-        while self._clock.now_ns() < deadline:
-            if child.exited.done():
-                raise exit_error(child.exited.result(), port)
-            with contextlib.suppress(TransportError):
-                dial = Running("", port, "", child).dial
-                version = await probe(dial, port, self._config.probe_timeout_s)
-                if child.level is not Level.NAMESPACES:
-                    check_spawned(port)  # somebody may have been there before it
-                return version
-            await self._clock.sleep_until_ns(self._clock.now_ns() + PROBE_EVERY_NS)
-        raise DaemonStartTimeout(
-            f"the daemon was not ready within {limit_s:g} s",
-            hint="raise daemon.start_timeout_s, or look at the load of this machine",
-        )
-
 
 def is_transient(error: Exception) -> bool:
     """Trying again may help."""
     return isinstance(error, (DaemonExited, DaemonStartTimeout, PortTaken, asyncio.TimeoutError))
-
-
-def exit_error(exit_: Exit, port: int) -> DaemonError:
-    """Why a daemon ended before it was ready: no prompt was sent by then, so its words are shown."""
-    words = "; ".join(exit_.tail.strip().splitlines()[-TAIL_LINES:])
-    if "address already in use" in exit_.tail:
-        return PortTaken(f"another program took the port {port}")
-    return DaemonExited(
-        f"the daemon ended before it was ready (code {exit_.returncode}):"
-        f" {words or 'it said nothing'}",
-        returncode=exit_.returncode,
-        tail=exit_.tail,
-    )
-
-
-def _not_ollama(program: str) -> NotOllama:
-    return NotOllama(
-        f"the program {program} was started, and does not speak Ollama's API",
-        hint="set daemon.ollama_path to the program `ollama`, or unset it",
-    )
 
 
 def _sum_up(refusals: list[DaemonError]) -> DaemonError:

@@ -19,25 +19,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from ollama_adapter.errors import DaemonNotFound, NotSandboxed
-from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.jail.passing import Doorway
 from ollama_adapter.system.jail.policy import Level, Policy
+from ollama_adapter.system.running import Exit
 from ollama_adapter.system.scope import TaskScope, is_orphan
 
 KEEPER: Final = Path(__file__).parent / "jail" / "keeper.py"
 LINE_LIMIT: Final = 1 << 20
 KILL_WAIT_S: Final = 2.0
-
-
-class Exit(Veiled, msgspec.Struct, frozen=True):
-    """How a daemon ended: its code (negative: by that signal; None: its keeper was killed)."""
-
-    returncode: int | None
-    tail: str = ""
 
 
 class Child:
@@ -65,6 +56,15 @@ class Child:
 
     def __repr__(self) -> str:
         return f"<Child pid {self.pid}{' ended' if self.exited.done() else ''}>"
+
+    @property
+    def jailed(self) -> bool:
+        return self.level is not Level.NONE
+
+    @property
+    def sandbox(self) -> str:
+        """The level in force, in words."""
+        return self.level.words
 
     @property
     def group(self) -> int:

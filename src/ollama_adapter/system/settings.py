@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +97,8 @@ def may_be_written(store: Path) -> bool:
 
 def find_ollama(config: DaemonConfig) -> str | None:
     """The absolute path of the `ollama` program; None when there is none, ConfigError when one is named."""
+    import shutil
+
     found = shutil.which(config.ollama_path or "ollama")
     if config.ollama_path and not found:
         raise ConfigError(

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-import ollama_adapter.daemon
+import ollama_adapter.system.spawning
 from ollama_adapter import OllamaAdapter, TokenStream
 from ollama_adapter.errors import TransportError
 from ollama_adapter.system.clock import SystemClock
@@ -30,9 +30,10 @@ from ollama_adapter.system.http import encode_request
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.paths import daemon_policy
 from ollama_adapter.system.jail.policy import Level
-from ollama_adapter.system.launch import Launcher, Running
 from ollama_adapter.system.process import Child, spawn
+from ollama_adapter.system.running import Running
 from ollama_adapter.system.scope import TaskScope
+from ollama_adapter.system.spawning import Spawner
 from tests import family
 from tests.system.jail.application import ENDLESS, config_for, without_what_is_better
 
@@ -58,7 +59,7 @@ async def time_a_spawn(level: Level, home: str) -> float:
     return took
 
 
-class Watched(Launcher):
+class Watched(Spawner):
     """Somebody else asks the daemon, too, all the time: when does it answer?"""
 
     answered: float
@@ -138,9 +139,9 @@ async def measure(times: int, tokens: int, wanted: list[Level]) -> dict[Level, d
     for level in wanted:
         facts = without_what_is_better(FACTS, level)
         levels.probe = functools.cache(lambda facts=facts: facts)
-        ollama_adapter.daemon.Launcher = Launcher  # type: ignore[attr-defined]
+        ollama_adapter.system.spawning.Spawner = Spawner  # type: ignore[misc]
         report[level] |= await wakes_while_tokens_come(level, tokens)
-        ollama_adapter.daemon.Launcher = Watched  # type: ignore[attr-defined]
+        ollama_adapter.system.spawning.Spawner = Watched  # type: ignore[misc]
         for _ in range(times):
             report[level]["ready_s"].append(await time_until_ready(level))
     return report
