@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.pretty import pretty_repr
 
-from ollama_adapter.core.cache import CachedToken
+from ollama_adapter.core.cache import Cached, CachedToken
 from ollama_adapter.core.records import (
     ChatRecord,
     DebugInfo,
@@ -18,6 +18,8 @@ from ollama_adapter.core.records import (
     LogprobEntry,
     Message,
 )
+from ollama_adapter.core.requests import Request
+from ollama_adapter.core.resuming import Asked
 from ollama_adapter.events import (
     Answer,
     Candidate,
@@ -33,9 +35,12 @@ from ollama_adapter.events import (
     Statistics,
     TokenEvent,
 )
+from ollama_adapter.system.fetching import Response
+from ollama_adapter.system.running import Exit
 
 SECRET = "SECRET"
 NUMBER = -0.8125
+REQUEST = Request("/api/generate", "model", SECRET.encode(), "5m", {"stop": SECRET})
 
 
 def event() -> TokenEvent:
@@ -65,6 +70,11 @@ VALUES: list[Any] = [
     GenerateRecord(response=SECRET, thinking=SECRET, error=SECRET),
     ChatRecord(message=Message(SECRET)),
     CachedToken(SECRET, candidates=[Candidate(SECRET, NUMBER)]),
+    Cached(1, [CachedToken(SECRET)], Finish.STOP, 8125, 8125),
+    REQUEST,
+    Asked(REQUEST, {"prompt": SECRET}),
+    Response(200, SECRET.encode()),
+    Exit(1, SECRET),
 ]
 
 

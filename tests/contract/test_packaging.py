@@ -6,6 +6,7 @@ import ast
 import email
 import email.message
 import importlib
+import importlib.util
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,19 @@ import ollama_adapter
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ["typer", "rich", "uvicorn", "xllamacpp", "psutil", "multiprocessing", "asyncio", "msgspec"]
+RARE = [  # what only a spawn, a download, a substitute or a settings file needs
+    *(
+        "ollama_adapter.puller.pull",
+        "ollama_adapter.core.gguf",
+        "ollama_adapter.system.certificates",
+    ),
+    *("ollama_adapter.standins", "ollama_adapter.core.substitution", "ollama_adapter.core.kinship"),
+    *("ollama_adapter.system.spawning", "ollama_adapter.system.process"),
+    *("ollama_adapter.system.runfile", "ollama_adapter.system.jail.policy"),
+    *("ollama_adapter.embedded", "ollama_adapter.testing", "ollama_adapter.cli"),
+    *("tomllib", "psutil", "platformdirs", "pynvml", "typer", "rich", "uvicorn", "xllamacpp"),
+]
+GIVEN = {"EnergyProfile", "Limits", "TierVerdict"}  # to users, beside events and configs
 TINYDOC = "ollama_adapter/embedded/tinydoc"
 
 
@@ -139,8 +153,37 @@ def test_type_checkers_are_told_of_the_names_that_there_are() -> None:
     assert ast.literal_eval(names.value) == ollama_adapter.__all__
 
 
-def test_importing_the_package_does_no_work() -> None:
-    script = f"import ollama_adapter, sys; print([n for n in {HEAVY!r} if n in sys.modules])"
+def printed(script: str) -> list[str]:
+    """What a fresh interpreter prints, by words."""
     command = [sys.executable, "-W", "error", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_importing_the_package_does_no_work() -> None:
+    script = f"import ollama_adapter, sys; print(*[n for n in {HEAVY!r} if n in sys.modules])"
+    assert printed(script) == []
+
+
+def test_what_is_rarely_needed_is_not_imported_with_the_adapter() -> None:
+    for each in RARE:
+        assert importlib.util.find_spec(each) or each in ("pynvml", "xllamacpp"), each
+    script = (
+        "import sys; from ollama_adapter import Config, OllamaAdapter, Orchestrator;"
+        f"print(*[n for n in {RARE!r} if n in sys.modules])"
+    )
+    assert printed(script) == []
+
+
+def test_only_what_users_are_given_is_a_dataclass() -> None:
+    """A dataclass costs forty times what a struct does to define, and every import pays for it."""
+    script = (
+        "import dataclasses, sys; from ollama_adapter import Config, OllamaAdapter, Orchestrator\n"
+        "for module in [m for n, m in sys.modules.items() if n.startswith('ollama_adapter.')]:\n"
+        "    for value in vars(module).values():\n"
+        "        if isinstance(value, type) and dataclasses.is_dataclass(value):\n"
+        "            print(value.__module__, value.__name__, sep=':')"
+    )
+    found = [each.removeprefix("ollama_adapter.").split(":") for each in printed(script)]
+    homes = ("events", "config")
+    inside = {name for module, name in found if module.partition(".")[0] not in homes}
+    assert inside == GIVEN

@@ -7,7 +7,6 @@ model of a given size can reach on the CPU at most; then a real model writes, wh
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -217,7 +216,7 @@ def _values(
         "parallel_models": limits.parallel,
         "resident_models": limits.resident,
         "tps": limits.tps,
-        "hardware": dataclasses.asdict(machine),
+        "hardware": msgspec.structs.asdict(machine),
     }
     if measured is not None:
         speed = measured.bandwidth.bytes_per_s

@@ -54,7 +54,7 @@ class _Data(msgspec.Struct, array_like=True):
     eval_count: int
 
 
-class _Entry(msgspec.Struct):
+class _Entry(Veiled, msgspec.Struct):
     data: bytes
     stored_ns: int
 

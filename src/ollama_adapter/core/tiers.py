@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from ollama_adapter.config import PoolConfig, Tier
 from ollama_adapter.core.amounts import gib
 from ollama_adapter.events import Footprint
@@ -20,8 +22,7 @@ SHARE: Final = 0.7
 """Of the memory that is physically there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hardware:
+class Hardware(msgspec.Struct, frozen=True):
     """What a machine has: bytes of memory, 0 where that is unknown, and processors.
 
     `unified`: the GPU works in the machine's own RAM, and all that it takes is taken from there.
