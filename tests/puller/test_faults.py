@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from msgspec import structs
 
 from ollama_adapter.embedded.store import Store
 from ollama_adapter.errors import AdapterError, InvalidModelFile, PullFailed, PullRefused
@@ -65,7 +66,7 @@ async def test_a_registry_that_falls_silent_is_asked_again(
     name = registry.add("small", WEIGHTS)
     registry.faults = [Fault("holds", at=MOST)]
     seen: list[PullProgress] = []
-    await make(patience=replace(QUICK, stall_s=0.2)).pull(name, seen.append)
+    await make(patience=structs.replace(QUICK, stall_s=0.2)).pull(name, seen.append)
     assert "nothing came for 0.2 s" in {each.note for each in seen}
     assert registry.twice() == 0
     assert len(Store(store, bundled=False).models()) == 1
@@ -77,7 +78,7 @@ async def test_one_that_stays_silent_is_given_up_and_what_has_come_is_kept(
     name = registry.add("small", WEIGHTS)
     registry.faults = [Fault("holds", at=MOST), Fault("holds", at=0, times=99)]
     with pytest.raises(PullFailed, match="has fallen silent") as caught:
-        await make(patience=replace(QUICK, stall_s=0.2)).pull(name)
+        await make(patience=structs.replace(QUICK, stall_s=0.2)).pull(name)
     assert "what has come is kept: pull again" in caught.value.hint
     assert nothing_in(store)
     registry.faults.clear()
