@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from math import exp, isfinite
 from typing import Any, Final
 
-import msgspec
-
 from ollama_adapter.core.energy import DRAINED_BELOW, EUMapper, profile_for
 from ollama_adapter.core.ensemble import ensemble_energy
 from ollama_adapter.core.session_state import SessionState
@@ -48,19 +46,25 @@ def due_tick(start_ns: int, now_ns: int, rate_hz: int, tick: int) -> int:
     return max(tick, ((now_ns - start_ns + 1) * rate_hz - 1) // SECOND_NS)
 
 
-class _Lane(msgspec.Struct):
+class _Lane:
     """One session: who knows its energy and state, and what came since the last frame."""
 
-    mapper: EUMapper
-    tracker: SessionState
-    weight: float
-    arrival_ns: int | None = None
-    tokens: int = 0
-    first: int | None = None
-    last: int | None = None
-    generated: float = 0.0
-    rate: float = 0.0  # EU/s, at rate_ns
-    rate_ns: int = 0
+    __slots__ = (
+        *("mapper", "tracker", "weight", "arrival_ns", "tokens", "first", "last"),
+        *("generated", "rate", "rate_ns"),
+    )
+
+    def __init__(self, mapper: EUMapper, tracker: SessionState, weight: float) -> None:
+        self.mapper = mapper
+        self.tracker = tracker
+        self.weight = weight
+        self.arrival_ns: int | None = None
+        self.tokens = 0
+        self.first: int | None = None
+        self.last: int | None = None
+        self.generated = 0.0
+        self.rate = 0.0  # EU/s, at rate_ns
+        self.rate_ns = 0
 
     def count(self, event: TokenEvent) -> None:
         """Without an energy, or with one that is none, a token brings 0 EU."""
