@@ -22,7 +22,7 @@ from ollama_adapter.errors import (
     RemoteModelRefused,
     UntrustedDaemon,
 )
-from ollama_adapter.system import launch, listeners, trust
+from ollama_adapter.system import listeners, spawning, trust
 from ollama_adapter.testing import Piece, ScriptedDaemon, ScriptedRequest, json_response
 from tests.serving import config_for, saying
 
@@ -257,7 +257,7 @@ async def test_who_took_the_port_before_the_daemon_could_gets_no_prompt(
     program = install(tmp_path, f"#!{sys.executable}\nimport signal\nsignal.pause()\n")
     async with knowing() as squatter:
         forged(squatter.port)
-        monkeypatch.setattr(launch, "find_free_port", lambda: squatter.port)
+        monkeypatch.setattr(spawning, "find_free_port", lambda: squatter.port)
         error = await refusal_of(config_of(program))
         assert isinstance(error, PortTaken)
         assert squatter.generations() == []

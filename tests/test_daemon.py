@@ -30,7 +30,7 @@ from ollama_adapter.errors import (
     NotOllama,
 )
 from ollama_adapter.events import DaemonChange
-from ollama_adapter.system import launch
+from ollama_adapter.system import spawning
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.dialing import find_free_port
 from ollama_adapter.system.runfile import RunFiles
@@ -231,7 +231,7 @@ async def test_a_stranger_that_takes_the_chosen_port_first_costs_another_try(
 ) -> None:
     async with stranger(response(b"{}")) as taken:
         ports = iter([taken])
-        monkeypatch.setattr(launch, "find_free_port", lambda: next(ports, 0) or find_free_port())
+        monkeypatch.setattr(spawning, "find_free_port", lambda: next(ports, 0) or find_free_port())
         async with supervising(Installed(place).config()) as daemon:
             await daemon.ensure_running()
             assert daemon.port != taken
