@@ -50,8 +50,16 @@ class _Lane:
     """One session: who knows its energy and state, and what came since the last frame."""
 
     __slots__ = (
-        *("mapper", "tracker", "weight", "arrival_ns", "tokens", "first", "last"),
-        *("generated", "rate", "rate_ns"),
+        "arrival_ns",
+        "first",
+        "generated",
+        "last",
+        "mapper",
+        "rate",
+        "rate_ns",
+        "tokens",
+        "tracker",
+        "weight",
     )
 
     def __init__(self, mapper: EUMapper, tracker: SessionState, weight: float) -> None:
