@@ -116,7 +116,7 @@ CASES: Final = (
         Case(
             f"abort: from the call until the server sees the close, {words}",
             "abort",
-            lambda b, streams=streams: (streams, max(5, b.tokens // 500)),
+            lambda b, streams=streams: (streams, max(5, b.tokens // 1000)),
             "p50_us",
             ("--rate", str(RATE), "--timed", "--log"),
             in_c=False,
