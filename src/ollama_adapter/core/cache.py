@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.events import Candidate, Channel, Finish, Source, Statistics, TokenEvent
-from ollama_adapter.events.veiled import Veiled
+from ollama_adapter.veiled import Veiled
 
 OVERHEAD_BYTES: Final = 512
 """What an entry takes besides its data, generously: key, two places in tables, the objects."""

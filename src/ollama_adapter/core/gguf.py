@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.errors import InvalidModelFile
-from ollama_adapter.events.veiled import Veiled
+from ollama_adapter.veiled import Veiled
 
 Buffer = Any
 """bytes, bytearray, memoryview or mmap."""

@@ -15,7 +15,7 @@ import msgspec
 
 from ollama_adapter.errors import ProtocolError
 from ollama_adapter.events import Candidate
-from ollama_adapter.events.veiled import Veiled
+from ollama_adapter.veiled import Veiled
 
 MAX_LINE: Final = 4 << 20
 LONG_LINE: Final = 64 << 10  # from here on it is worth looking for the context

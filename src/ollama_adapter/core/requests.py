@@ -29,7 +29,7 @@ from ollama_adapter.core.vocabulary import (
     wire_keep_alive,
 )
 from ollama_adapter.errors import InvalidRequest
-from ollama_adapter.events.veiled import Veiled
+from ollama_adapter.veiled import Veiled
 
 
 class Request(Veiled, msgspec.Struct, frozen=True):

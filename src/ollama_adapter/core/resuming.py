@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ollama_adapter.core.requests import Request
 from ollama_adapter.core.transcript import Transcript
 from ollama_adapter.events import Channel, Way
-from ollama_adapter.events.veiled import Veiled
+from ollama_adapter.veiled import Veiled
 
 FAITHFUL: Final = 0.5
 """A continuation from text that predicts the last token less alike is given up."""

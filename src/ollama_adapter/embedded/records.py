@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.embedded.pieces import Pieces, Trail
-from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.clock import EPOCH_OFFSET_NS, monotonic_ns
+from ollama_adapter.veiled import Veiled
 
 encode: Final = msgspec.json.Encoder().encode
 

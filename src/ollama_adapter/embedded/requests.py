@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.embedded.values import ApiError, kind_of, parse_keep_alive
-from ollama_adapter.events.veiled import Veiled
+from ollama_adapter.veiled import Veiled
 
 _COMMON: Final = {
     "model": "string",

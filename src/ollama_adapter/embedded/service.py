@@ -26,8 +26,8 @@ from ollama_adapter.embedded.settings import Settings, plan_spec
 from ollama_adapter.embedded.store import CorruptManifest, Model, Store, open_gguf
 from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.errors import InvalidModelFile, InvalidRequest, ModelNotFound
-from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.clock import monotonic_ns
+from ollama_adapter.veiled import Veiled
 
 RUNNER_DIED: Final = "an error was encountered while running the model: unexpected EOF"
 CLOUD_OFF: Final = "ollama cloud is disabled: remote model is unavailable"

@@ -20,8 +20,8 @@ import msgspec
 from ollama_adapter.core import gguf
 from ollama_adapter.core.names import ModelName
 from ollama_adapter.errors import ModelNotFound
-from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.store import Layout
+from ollama_adapter.veiled import Veiled
 
 LAYER: Final = "application/vnd.ollama.image."
 MANIFEST_TYPE: Final = "application/vnd.docker.distribution.manifest.v2+json"

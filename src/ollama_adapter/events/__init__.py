@@ -30,7 +30,7 @@ from ollama_adapter.events.pool import (
     ResidentModel,
     Substitution,
 )
-from ollama_adapter.events.veiled import Veiled
+from ollama_adapter.veiled import Veiled
 
 __all__ = [
     "AbortReceipt",

@@ -17,10 +17,10 @@ from ollama_adapter.core.durations import FOREVER_NS, keep_alive_ns
 from ollama_adapter.core.ledger import Entry
 from ollama_adapter.errors import AdapterError, ServerBusy
 from ollama_adapter.events import LoadPhase, LoadProgress
-from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.pool.parts import Parts
 from ollama_adapter.pool.surroundings import Progress
 from ollama_adapter.system.clock import reach
+from ollama_adapter.veiled import Veiled
 
 
 class Stage(StrEnum):

@@ -9,9 +9,9 @@ from typing import Final
 import msgspec
 
 from ollama_adapter.errors import ConnectionLost, ProtocolError, ReadTimeout
-from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.dialing import Dial
 from ollama_adapter.system.http import READ_BYTES, Exchange, connect
+from ollama_adapter.veiled import Veiled
 
 MAX_BODY_BYTES: Final = 16 << 20  # a list of models, or all about one
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.config import LOOPBACK
-from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.clock import Clock
+from ollama_adapter.veiled import Veiled
 
 LOOK_NS: Final = 200_000_000  # between two looks at the CPU time
 RUNNABLE: Final = "R"

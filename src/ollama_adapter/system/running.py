@@ -11,8 +11,8 @@ from typing import Protocol
 
 import msgspec
 
-from ollama_adapter.events.veiled import Veiled
 from ollama_adapter.system.dialing import dial_port
+from ollama_adapter.veiled import Veiled
 
 
 class Exit(Veiled, msgspec.Struct, frozen=True):
