@@ -14,6 +14,7 @@ from typing import Final
 
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import PortTaken, UntrustedDaemon
+from ollama_adapter.system.jail import JAIL_UID
 from ollama_adapter.system.listeners import listener_uids
 
 SERVICE_USER: Final = "ollama"  # whom the installer of Ollama makes
@@ -32,8 +33,6 @@ def check_listener(port: int, adopt_uids: Collection[int] = ()) -> None:
 
 def check_spawned(port: int) -> None:
     """Whoever listens on the port of a daemon of ours is that daemon's user. Raises PortTaken."""
-    from ollama_adapter.system.jail.paths import JAIL_UID  # for those alone who spawn
-
     ours = {os.geteuid(), *((JAIL_UID,) if os.geteuid() == 0 else ())}
     if not listener_uids(port) <= ours:
         raise PortTaken(

@@ -18,8 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from ollama_adapter.errors import ConnectFailed, NotSandboxed
 from ollama_adapter.system.dialing import find_free_port
-from ollama_adapter.system.jail import levels
-from ollama_adapter.system.jail.paths import JAIL_UID
+from ollama_adapter.system.jail import JAIL_UID, levels
 from ollama_adapter.system.jail.policy import Level, Policy
 from ollama_adapter.system.process import Child, spawn
 from ollama_adapter.system.scope import TaskScope

@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint
 
 import ollama_adapter
 from ollama_adapter.errors import ConnectFailed, NotSandboxed
-from ollama_adapter.system.jail.paths import JAIL_UID
+from ollama_adapter.system.jail import JAIL_UID
 from ollama_adapter.system.jail.policy import Level
 from ollama_adapter.system.process import spawn
 from ollama_adapter.system.scope import TaskScope

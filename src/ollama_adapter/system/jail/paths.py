@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from ollama_adapter.system.jail import JAIL_UID
 from ollama_adapter.system.jail.policy import Level, Policy
 
-JAIL_UID: Final = 61_999  # root's daemon becomes this: of a range that no account is given
 LIBRARIES: Final = (
     "/lib",
     "/lib64",

@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from ollama_adapter.system.jail import confine, landlock, namespaces, seccomp, view
+from ollama_adapter.system.jail import JAIL_UID, confine, landlock, namespaces, seccomp, view
 from ollama_adapter.system.jail.linux import prctl, syscall
 
 _GET_ACTION_AVAIL = 2
@@ -55,8 +55,6 @@ def _try_notify() -> None:
     action = ctypes.create_string_buffer(struct.pack("=I", seccomp.NOTIFY), 4)
     syscall("seccomp", _GET_ACTION_AVAIL, 0, action)
     if os.geteuid() == 0:
-        from ollama_adapter.system.jail.paths import JAIL_UID
-
         confine.leave_root(JAIL_UID)
         prctl(_SET_DUMPABLE, 1)  # as a program that is started anew is
     ready, wait = os.pipe()
