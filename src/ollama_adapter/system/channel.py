@@ -69,6 +69,8 @@ class Channel(Generic[T]):
         self.on_drained: Callable[[], None] = _nothing
 
     def __len__(self) -> int:
+        if not self._items:  # nearly always, and asked of every stream for every frame
+            return 0
         begun = len(self._reads[0][0]) if self._is_begun else 0
         return self._items - begun + length_hint(self._begun)
 
