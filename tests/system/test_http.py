@@ -26,6 +26,7 @@ from ollama_adapter.system.dialing import dial_port, find_free_port
 from ollama_adapter.system.fetching import Response, fetch
 from ollama_adapter.system.http import (
     MAX_HEAD_BYTES,
+    READ_BYTES,
     Exchange,
     encode_request,
     open_exchange,
@@ -510,6 +511,33 @@ async def test_cancelling_while_the_connection_is_made_leaves_its_descriptor_fre
             another.setblocking(False)
             assert another.fileno() == number
             await asyncio.get_running_loop().sock_sendall(another, b"free")
+
+
+async def test_a_large_answer_that_is_there_already_leaves_turns_to_others() -> None:
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * READ_BYTES)
+        size = 2 * READ_BYTES
+        answer = OK + b"Content-Length: %d\r\n\r\n" % size + bytes(size)
+        assert theirs.send(answer) == len(answer), "it has to be there at once"
+        turns = 0
+
+        async def dial() -> socket.socket:
+            return ours
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await checkpoint()
+                turns += 1
+
+        task = asyncio.create_task(others())
+        response = await fetch(dial, GET, connect_s=WATCHDOG_S, answer_s=WATCHDOG_S)
+        task.cancel()
+        assert len(response.body) == size
+        assert turns
 
 
 # Back pressure

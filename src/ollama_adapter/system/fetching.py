@@ -73,3 +73,5 @@ async def _carry_out(exchange: Exchange, connection: socket.socket) -> None:
             exchange.data_received(data)
         else:
             exchange.connection_lost(None)
+        if len(data) == READ_BYTES:  # more is there already: others have their turn before
+            await asyncio.sleep(0)  # noqa: TID251 - a turn, and no time
