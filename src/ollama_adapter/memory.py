@@ -19,7 +19,8 @@ from ollama_adapter.system.clock import Clock
 KEPT_TOKENS: Final = 1024
 """The longest answer that is kept: its tokens stay in memory until it has ended."""
 DRAFTED_TOKENS: Final = 65_536
-"""How much of answers that have not ended is held, of all sessions together: some 12 MB."""
+"""How much of answers that have not ended is held, of all sessions together: some 15 MB, with five
+candidates for each token."""
 
 
 class Draft:

@@ -513,6 +513,23 @@ async def test_cancelling_while_the_connection_is_made_leaves_its_descriptor_fre
             await asyncio.get_running_loop().sock_sendall(another, b"free")
 
 
+async def test_an_answer_is_read_before_all_of_a_large_request_has_gone() -> None:
+    request = encode_request("POST", "/api/embed", b"x" * 20_000_000)  # more than a kernel takes
+    over = asyncio.Event()
+
+    async def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await writer.drain()
+        await over.wait()
+
+    async with serving(refuse) as server:
+        response = await fetch(
+            dial_port(server.port), request, connect_s=WATCHDOG_S, answer_s=WATCHDOG_S
+        )
+        over.set()
+    assert (response.status, response.body) == (413, b"no")
+
+
 async def test_a_large_answer_that_is_there_already_leaves_turns_to_others() -> None:
     ours, theirs = socket.socketpair()
     with closing(ours), closing(theirs):

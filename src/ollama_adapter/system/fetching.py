@@ -10,7 +10,7 @@ import msgspec
 
 from ollama_adapter.errors import ConnectionLost, ProtocolError, ReadTimeout
 from ollama_adapter.system.dialing import Dial
-from ollama_adapter.system.http import READ_BYTES, Exchange, connect
+from ollama_adapter.system.http import READ_BYTES, Exchange, attach, connect
 from ollama_adapter.veiled import Veiled
 
 MAX_BODY_BYTES: Final = 16 << 20  # a list of models, or all about one
@@ -33,7 +33,8 @@ async def fetch(
 ) -> Response:
     """One request, its whole answer. Raises TransportError. Cancelling closes the connection.
 
-    Read without a transport, which would take longer to make than such an answer takes to come.
+    One that goes at once is read without a transport, which would take longer to make than the answer takes
+    to come; what does not may be answered before it has gone.
     """
     body = bytearray()
 
@@ -46,24 +47,24 @@ async def fetch(
     exchange = Exchange(request, collect)
     try:
         async with asyncio.timeout(answer_s):
-            await _carry_out(exchange, connection)
+            if exchange.send(connection):
+                await attach(exchange, connection)
+                await exchange.ended
+            else:
+                await _read(exchange, connection)
     except TimeoutError as error:
         raise ReadTimeout(f"no answer from the daemon within {answer_s:g} s") from error
     finally:
+        exchange.close()
         connection.close()
     if not exchange.ended.result():
         raise ConnectionLost("the daemon closed the connection in the middle of its answer")
     return Response(exchange.status, bytes(body))
 
 
-async def _carry_out(exchange: Exchange, connection: socket.socket) -> None:
-    """All of the request out, all of the response in."""
+async def _read(exchange: Exchange, connection: socket.socket) -> None:
+    """All of the response."""
     loop = asyncio.get_running_loop()
-    try:
-        if rest := exchange.send(connection):
-            await loop.sock_sendall(connection, rest)
-    except OSError:
-        pass  # the daemon has enough of it, and may have said why
     while not exchange.ended.done():
         try:
             data = await loop.sock_recv(connection, READ_BYTES)

@@ -225,13 +225,18 @@ async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float
     connection = await connect(dial, connect_s)
     exchange = Exchange(request, sink)
     exchange.send(connection)
+    await attach(exchange, connection)
+    return exchange
+
+
+async def attach(exchange: Exchange, connection: socket.socket) -> None:
+    """Give the exchange a transport. Cancelling closes the socket."""
     try:
         await asyncio.get_running_loop().create_connection(lambda: exchange, sock=connection)
     except BaseException:
         exchange.close()  # first: a transport that has bytes to write would wait for a closed socket
         connection.close()
         raise
-    return exchange
 
 
 async def connect(dial: Dial, connect_s: float) -> socket.socket:
