@@ -166,8 +166,10 @@ async def test_what_all_sessions_hold_together_is_bounded(monkeypatch: pytest.Mo
 def test_what_is_held_of_an_answer_is_nothing_to_pythons_collector() -> None:
     """It would walk over every event that stays, beside 100 streams for tens of milliseconds."""
     draft = memory.Memory(StreamConfig(), SystemClock()).draft(private=False)
-    best = [Candidate("a", -0.5), Candidate("b", -1.5)]
-    for index in range(3):
+    before = len(gc.get_objects())
+    for index in range(1000):
+        best = [Candidate("a", -0.5), Candidate("b", -1.5)]
         draft.add([TokenEvent("a", 1, 1, "s", "m", [-0.5, -1.5], 0.5, index, candidates=best)])
-    assert len(draft.parts) == 3
+    assert len(draft.parts) == 1000
     assert not any(map(gc.is_tracked, draft.parts))
+    assert len(gc.get_objects()) < before + 100

@@ -86,8 +86,7 @@ def plan_load(
     """How `model` comes into memory. One of the residents may be itself: then it is loaded anew."""
     if not limits.budget.vram:  # no GPU that we know of: whatever is said to be there counts as RAM
         residents = [
-            msgspec.structs.replace(each, footprint=Footprint(each.footprint.total))
-            for each in residents
+            structs.replace(each, footprint=Footprint(each.footprint.total)) for each in residents
         ]
     scene = _Scene(model, need, residents, limits, rules)
     plan = LoadPlan(
