@@ -82,6 +82,25 @@ async def test_the_reason_is_told(script: str, words: str, tmp_path: Path, launc
     assert words in error.message
 
 
+LATE = """
+import sys, time
+print('{"error": "see the log"}', flush=True)
+for piece in ("0.00.1 E x: error load", "ing model: a bad", " tensor\\n"):
+    time.sleep(0.1)
+    sys.stderr.write(piece)
+    sys.stderr.flush()
+time.sleep(600)
+"""
+
+
+async def test_a_log_that_comes_later_than_the_report_is_waited_for(
+    tmp_path: Path, launch: Launch
+) -> None:
+    with pytest.raises(ExceptionGroup) as group:
+        await start(LATE, tmp_path, launch)
+    assert str(group.value.exceptions[0]).endswith("error loading model: a bad tensor")
+
+
 async def test_a_load_that_is_cancelled_ends_its_process(tmp_path: Path, launch: Launch) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):

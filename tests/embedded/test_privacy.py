@@ -64,6 +64,6 @@ async def test_what_a_runner_prints_is_forgotten_once_it_is_ready(files: Path) -
     spec = child.Spec(files / "tiny.gguf", 64, 64, 1, -1, True, False, 1)
     async with asyncio.TaskGroup() as group:
         runner = await child.Runner.start(spec, group)
-        assert runner._tail is None
+        assert runner._log is None
         assert repr(runner) == f"<Runner pid {runner.pid}>"
         await runner.stop()

@@ -1,6 +1,6 @@
 """A runner, seen from the daemon: started, talked to, killed.
 
-Its output is always drained. Until it is ready the last lines are kept, to say why a load failed; after
+Its output is always drained. Until it is ready the end of it is kept, to say why a load failed; after
 that nothing of it is kept, for from then on it has seen prompts.
 """
 
@@ -13,7 +13,6 @@ import re
 import secrets
 import signal
 import socket
-from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,9 @@ from ollama_adapter.embedded.values import ApiError
 
 _GRAMMAR_FAILED: Final = b"llg error"
 _SMALL_BYTES: Final = 1 << 26
-_LOG_PREFIX: Final = re.compile(r"^[\d.]+ E +|^\w+: ")
+_LOG_BYTES: Final = 1 << 16
+_REASON: Final = re.compile(rb"error loading model[^\n]*")
+_REASON_LINE: Final = re.compile(_REASON.pattern + rb"(?=\n)")
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -49,8 +50,9 @@ class Runner:
         self._key = secrets.token_hex(16)
         self._port = 0
         self.grammar_failures = 0  # the engine goes on without the grammar then, and only logs it
-        self._tail: deque[str] | None = deque(maxlen=20)
-        self._drained = group.create_task(self._drain())
+        self._log: bytes | None = b""
+        self._words: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        group.create_task(self._drain())
         self.ended = group.create_task(self._wait())
 
     def __repr__(self) -> str:
@@ -95,27 +97,33 @@ class Runner:
         if "port" not in report:
             raise ApiError(500, await self._why(str(report.get("error", ""))))
         self._port = report["port"]
-        self._tail = None
+        self._log = None
 
     async def _why(self, reason: str) -> str:
+        """The engine's own words, where its log has some until it ends; else what else is known."""
+        if words := await self._words:
+            return f"the model runner has terminated: {words}"
         code = await self._process.wait()
-        await self._drained
         if code in (-signal.SIGILL, -signal.SIGTRAP):
             return "error loading model: illegal instruction: there is no engine for this CPU"
-        words = [_LOG_PREFIX.sub("", line) for line in self._tail or () if "error" in line.lower()]
-        told = next((line for line in words if "error loading model" in line), "")
         status = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return (
-            f"the model runner has terminated: {status}: {told or reason or 'unable to load model'}"
-        )
+        return f"the model runner has terminated: {status}: {reason or 'unable to load model'}"
 
     async def _drain(self) -> None:
         with contextlib.suppress(ValueError):
-            while chunk := await self._process.log.read(65536):
+            while chunk := await self._process.log.read(_LOG_BYTES):
                 if _GRAMMAR_FAILED in chunk:
                     self.grammar_failures += 1
-                if self._tail is not None:
-                    self._tail.extend(chunk.decode("utf-8", "replace").splitlines())
+                if self._log is not None:
+                    self._log = (self._log + chunk)[-_LOG_BYTES:]
+                    if found := _REASON_LINE.search(self._log):
+                        self._tell(found[0])
+        found = _REASON.search(self._log or b"")
+        self._tell(found[0] if found else b"")
+
+    def _tell(self, words: bytes) -> None:
+        if not self._words.done():
+            self._words.set_result(words.decode("utf-8", "replace"))
 
     async def _wait(self) -> None:
         try:

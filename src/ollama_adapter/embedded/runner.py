@@ -21,7 +21,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
+
+_LINGER_S = 2.0
 
 
 def main() -> None:
@@ -48,8 +51,16 @@ def main() -> None:
         line = {"error": f"error loading model: {error}"}
     os.write(report, json.dumps(line).encode() + b"\n")
     if "error" in line:
+        _linger()
         os._exit(1)
     threading.Event().wait()
+
+
+def _linger() -> None:
+    """A thread of the engine's writes its log, and os._exit would not wait for it: the daemon kills us when
+    it has read why the load failed, so that this is the time for a log that never says it."""
+    if "xllamacpp" in sys.modules:
+        time.sleep(_LINGER_S)
 
 
 def _first_line() -> bytes:
