@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-EXTRA = ("typer", "rich")
+EXTRA = ("click", "rich")
 CTRL_C = 130
 
 

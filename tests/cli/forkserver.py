@@ -25,7 +25,6 @@ LATE = (
     *("asyncio", "importlib.metadata", "psutil"),
     *("ollama_adapter.embedded.importer", "ollama_adapter.orchestrator"),
     "ollama_adapter.system.spawning",
-    *("pydantic.fields", "pydantic.type_adapter"),  # typer's, where they are installed, as for us
 )
 """What a command imports when it is needed."""
 

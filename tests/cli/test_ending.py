@@ -10,7 +10,7 @@ import os
 import signal
 from asyncio.selector_events import BaseSelectorEventLoop
 
-import typer
+from click.exceptions import Exit
 
 from ollama_adapter.cli.ending import execute
 
@@ -31,7 +31,7 @@ async def work():
 
 try:
     execute(work)
-except typer.Exit as ended:
+except Exit as ended:
     print(ended.exit_code)
 """
 

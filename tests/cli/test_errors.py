@@ -225,7 +225,7 @@ async def test_a_full_disk_is_an_error(machine: Machine) -> None:
     assert b"No space left" in err and b"Traceback" not in err
 
 
-@pytest.mark.parametrize("absent", ["typer", "rich"])
+@pytest.mark.parametrize("absent", ["click", "rich"])
 def test_without_its_extra_the_command_says_how_to_install_it(absent: str) -> None:
     script = (
         f"import sys; sys.modules[{absent!r}] = None\n"
@@ -238,7 +238,7 @@ def test_without_its_extra_the_command_says_how_to_install_it(absent: str) -> No
     assert done.stderr.splitlines() == ["the command needs: pip install 'ollama-adapter[cli]'"]
 
 
-@pytest.mark.parametrize("imported", ["typing", "typer", "asyncio", "ollama_adapter.session"])
+@pytest.mark.parametrize("imported", ["typing", "click", "asyncio", "ollama_adapter.session"])
 async def test_ctrl_c_in_the_middle_of_an_import_shows_no_fault(
     machine: Machine, imported: str
 ) -> None:

@@ -230,6 +230,20 @@ async def test_every_command_has_help_with_examples(machine: Machine) -> None:
         assert "--json" in done.out
 
 
+async def test_a_shell_completes_commands_and_options(machine: Machine) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        script = await machine.run("completion", shell)
+        assert script.code == 0 and f"_OLLAMA_ADAPTER_COMPLETE={shell}_complete" in script.out
+    machine.environment |= {
+        "_OLLAMA_ADAPTER_COMPLETE": "bash_complete",
+        "COMP_WORDS": "ollama-adapter plan --n",
+        "COMP_CWORD": "2",
+    }
+    assert (await machine.run()).out == "plain,--num-ctx\n"
+    machine.environment |= {"COMP_WORDS": "ollama-adapter un", "COMP_CWORD": "1"}
+    assert (await machine.run()).out == "plain,unload\nplain,unpin\n"
+
+
 async def test_the_version(machine: Machine) -> None:
     done = await machine.run("--version")
     assert done.code == 0 and done.out.startswith("ollama-adapter ")

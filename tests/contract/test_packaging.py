@@ -18,7 +18,7 @@ import pytest
 import ollama_adapter
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ["typer", "rich", "uvicorn", "xllamacpp", "psutil", "multiprocessing", "asyncio", "msgspec"]
+HEAVY = ["click", "rich", "uvicorn", "xllamacpp", "psutil", "multiprocessing", "asyncio", "msgspec"]
 RARE = [  # what only a spawn, a download, a substitute or a settings file needs
     *(
         "ollama_adapter.puller.pull",
@@ -29,7 +29,7 @@ RARE = [  # what only a spawn, a download, a substitute or a settings file needs
     *("ollama_adapter.system.spawning", "ollama_adapter.system.process"),
     *("ollama_adapter.system.runfile", "ollama_adapter.system.jail.policy"),
     *("ollama_adapter.embedded", "ollama_adapter.testing", "ollama_adapter.cli"),
-    *("tomllib", "psutil", "platformdirs", "pynvml", "typer", "rich", "uvicorn", "xllamacpp"),
+    *("tomllib", "psutil", "platformdirs", "pynvml", "click", "rich", "uvicorn", "xllamacpp"),
 ]
 GIVEN = {"EnergyProfile", "Limits", "TierVerdict"}  # to users, beside events and configs
 TINYDOC = "ollama_adapter/embedded/tinydoc"

@@ -5,30 +5,26 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated, Final
+from typing import Final
 
-import rich  # noqa: F401 - typer can do without; what is missing is to be known at the start
-import typer
+import click
+import rich  # noqa: F401 - needed later; what is missing is to be known at the start
 
-from ollama_adapter.cli.commands import answers, disk, machine, residents
+from ollama_adapter.cli.commands import HELP, answers, disk, machine, residents
 
 NAME: Final = "ollama-adapter"
-app: Final = typer.Typer(
-    name=NAME,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+COMPLETE_VARIABLE: Final = "_OLLAMA_ADAPTER_COMPLETE"  # by which a shell asks: click's convention
 
 
 def main() -> None:
     """Run the command that the arguments name, and exit."""
     _open_standard_files()
     try:
-        app(prog_name=NAME)
-    except KeyboardInterrupt:
+        sys.exit(app.main(prog_name=NAME, standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
 
 
@@ -47,20 +43,31 @@ def _open_standard_files() -> None:
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
 
 
-def _version(wanted: bool) -> None:
+class _Group(click.Group):
+    """The commands stay in the order in which they are added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
         from ollama_adapter import __version__
 
-        typer.echo(f"{NAME} {__version__}")
-        raise typer.Exit
+        click.echo(f"{NAME} {__version__}")
+        ctx.exit()
 
 
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
+@click.group(NAME, _Group, context_settings=HELP)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+def app() -> None:
     """Run AI models on this machine, and watch how they do it.
 
     \b
@@ -74,7 +81,24 @@ def options(
     """
 
 
-_COMMANDS: Final[dict[str, Callable[..., None]]] = {
+@click.command
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+def completion(shell: str) -> None:
+    """Print the script by which a shell completes these commands.
+
+    \b
+    Examples:
+      eval "$(ollama-adapter completion bash)"                  in ~/.bashrc; zsh the same in ~/.zshrc
+      ollama-adapter completion fish | source                   in ~/.config/fish/config.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(app, {}, NAME, COMPLETE_VARIABLE).source())
+
+
+_COMMANDS: Final[dict[str, click.Command]] = {
     "run": answers.run,
     "status": machine.status,
     "doctor": machine.doctor,
@@ -91,6 +115,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "rm": disk.rm,
     "purge": disk.purge,
     "embed": answers.embed,
+    "completion": completion,
 }
 for name, command in _COMMANDS.items():
-    app.command(name)(command)
+    app.add_command(command, name)

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Coroutine
 from typing import Any
 
-import typer
+from click.exceptions import Exit
 from rich.table import Table
 from rich.text import Text
 
@@ -54,7 +54,7 @@ async def _doctor(config: Config, as_json: bool) -> None:
     else:
         _show(findings)
     if not findings.healthy:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 async def _examine(config: Config) -> Findings:

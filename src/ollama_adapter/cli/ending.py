@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-import typer
+from click.exceptions import Exit
 
 from ollama_adapter.cli.output import notices
 from ollama_adapter.cli.wording import tell, tell_json
@@ -29,7 +29,7 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def execute(prepare: Callable[[], Awaitable[None]], *, as_json: bool = False) -> None:
-    """Run a command to its end, whatever that is. Raises typer.Exit.
+    """Run a command to its end, whatever that is. Raises Exit.
 
     `prepare` reads arguments, settings and stdin, before there is a loop, and gives the work itself.
     """
@@ -47,7 +47,7 @@ def execute(prepare: Callable[[], Awaitable[None]], *, as_json: bool = False) ->
     except (AdapterError, OSError) as error:
         code = USAGE if isinstance(error, InvalidRequest) else FAILED
         _report(error, as_json)
-    raise typer.Exit(code)
+    raise Exit(code)
 
 
 class Interrupted(Exception):

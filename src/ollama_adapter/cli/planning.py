@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
-import typer
+from click.exceptions import Exit
 from rich.table import Table
 from rich.text import Text
 
@@ -45,7 +45,7 @@ async def _plan(config: Config, model: str, num_ctx: int | None, as_json: bool) 
     else:
         console().print(plan_table(found, after, num_ctx or 0))
     if not found.fits:
-        raise typer.Exit(DOES_NOT_FIT)
+        raise Exit(DOES_NOT_FIT)
 
 
 async def _ask(config: Config, model: str, num_ctx: int | None) -> tuple[LoadPlan, Footprint]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ Start = Callable[[OllamaAdapter], TokenStream]
 class Command(msgspec.Struct, frozen=True):
     """The arguments of `run`, as given."""
 
-    words: list[str]
+    words: Sequence[str]
     model: str
     chat: bool
     as_json: bool
@@ -32,7 +32,7 @@ class Command(msgspec.Struct, frozen=True):
     system: str | None
     format: str | None
     fields: dict[str, Any]
-    options: list[str]
+    options: Sequence[str]
 
     def prepare(self) -> Coroutine[Any, Any, None]:
         """The work. Raises InvalidRequest, ConfigError."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Coroutine
 from typing import Any, Final
 
-import typer
+from click.exceptions import Exit
 from rich.table import Table
 from rich.text import Text
 
@@ -53,7 +53,7 @@ async def _status(config: Config, start: bool, as_json: bool) -> None:
     else:
         _show(health, problem, _next(plan, against, config.daemon.mode), places)
     if not health.ready and not plan:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 async def look(config: Config, *, start: bool) -> tuple[Health, str]:

@@ -21,7 +21,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from typing import Any
 
 _LINGER_S = 2.0
@@ -60,7 +59,7 @@ def _linger() -> None:
     """A thread of the engine's writes its log, and os._exit would not wait for it: the daemon kills us when
     it has read why the load failed, so that this is the time for a log that never says it."""
     if "xllamacpp" in sys.modules:
-        time.sleep(_LINGER_S)
+        threading.Event().wait(_LINGER_S)
 
 
 def _first_line() -> bytes:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Final
 
-import typer
+import click
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")]
+HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+MODEL: Final = click.argument("model")
+NUM_CTX: Final = click.option("--num-ctx", type=int, help="Size of the context in tokens.")
+YES: Final = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+JSON: Final = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object per line, for programs."
+)

@@ -2,64 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
-from ollama_adapter.cli.commands import Json
+from ollama_adapter.cli.commands import JSON, MODEL, NUM_CTX
 
 
+@click.command
+@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]")
+@click.option("--model", "-m", default="", help="The model; then the one argument is the PROMPT.")
+@click.option("--chat", is_flag=True, help="As a chat message; without PROMPT, a conversation.")
+@click.option("--system", help="The system message.")
+@click.option("--temperature", type=float, help="0 is always the likeliest token.")
+@click.option("--num-predict", type=int, help="At most so many tokens.")
+@click.option("--seed", type=int, help="The same seed, the same answer.")
+@NUM_CTX
+@click.option("--think/--no-think", default=None, help="Let it think.")
+@click.option("--format", "format_", metavar="json|FILE", help="JSON, or a schema in a file.")
+@click.option("--raw", is_flag=True, default=None, help="The prompt as it is, without template.")
+@click.option("--truncate", is_flag=True, default=None, help="Cut a prompt that is too long.")
+@click.option("--keep-alive", metavar="DURATION", help="How long the model stays in memory.")
+@click.option(
+    "--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="Any Ollama option."
+)
+@click.option(
+    "--no-logprobs",
+    "logprobs",
+    flag_value=False,
+    default=None,
+    help="No log probabilities: no colours.",
+)
+@click.option("--stats", is_flag=True, help="Statistics on stderr when piped.")
+@JSON
 def run(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[MODEL] PROMPT", show_default=False, help="PROMPT may be - for stdin."
-        ),
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="The model; then the one argument is the PROMPT.")
-    ] = "",
-    chat: Annotated[
-        bool, typer.Option("--chat", help="As a chat message; without PROMPT, a conversation.")
-    ] = False,
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is always the likeliest token.")
-    ] = None,
-    num_predict: Annotated[int | None, typer.Option(help="At most so many tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
-    num_ctx: Annotated[int | None, typer.Option(help="Size of the context in tokens.")] = None,
-    think: Annotated[bool | None, typer.Option("--think/--no-think", help="Let it think.")] = None,
-    format_: Annotated[
-        str | None,
-        typer.Option("--format", metavar="json|FILE", help="JSON, or a schema in a file."),
-    ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="The prompt as it is, without template.")
-    ] = False,
-    truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut a prompt that is too long.")
-    ] = False,
-    keep_alive: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="How long the model stays in memory.")
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="Any Ollama option."),
-    ] = None,
-    no_logprobs: Annotated[
-        bool, typer.Option("--no-logprobs", help="No log probabilities: no colours.")
-    ] = False,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Statistics on stderr when piped.")
-    ] = False,
-    as_json: Json = False,
+    words: tuple[str, ...],
+    model: str,
+    chat: bool,
+    system: str | None,
+    format_: str | None,
+    options: tuple[str, ...],
+    stats: bool,
+    as_json: bool,
+    **fields: Any,
 ) -> None:
     """Stream the answer to a prompt.
 
     In a terminal the text is coloured by how sure the model is, above a bar of its energy. Piped, it is
-    the text alone. One argument is the PROMPT, two are MODEL and PROMPT; without MODEL the settings
-    decide (OLLAMA_ADAPTER_MODEL), else it is tinydoc, a demonstration model that knows nothing.
+    the text alone. One argument is the PROMPT, two are MODEL and PROMPT; PROMPT may be - for stdin. Without
+    MODEL the settings decide (OLLAMA_ADAPTER_MODEL), else it is tinydoc, a demonstration model that knows
+    nothing.
 
     \b
     Examples:
@@ -73,32 +65,16 @@ def run(
     from ollama_adapter.cli.ending import execute
     from ollama_adapter.cli.run import Command
 
-    fields = {
-        "temperature": temperature,
-        "num_predict": num_predict,
-        "seed": seed,
-        "num_ctx": num_ctx,
-        "think": think,
-        "raw": raw or None,
-        "truncate": truncate or None,
-        "keep_alive": keep_alive,
-        "logprobs": False if no_logprobs else None,
-    }
-    command = Command(
-        words or [], model, chat, as_json, stats, system, format_, fields, option or []
-    )
+    command = Command(words, model, chat, as_json, stats, system, format_, fields, options)
     execute(command.prepare, as_json=as_json)
 
 
-def embed(
-    model: Annotated[str, typer.Argument(show_default=False)],
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TEXT...", show_default=False, help="Without: every line of stdin."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Print the vector of each text, one per line.
+@click.command
+@MODEL
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@JSON
+def embed(model: str, texts: tuple[str, ...], as_json: bool) -> None:
+    """Print the vector of each TEXT, one per line; without any, of every line of stdin.
 
     \b
     Examples:
@@ -108,4 +84,4 @@ def embed(
     from ollama_adapter.cli import embed as command
     from ollama_adapter.cli.ending import execute
 
-    execute(lambda: command.embed(model, texts or [], as_json=as_json), as_json=as_json)
+    execute(lambda: command.embed(model, texts, as_json=as_json), as_json=as_json)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from ollama_adapter.cli.commands import Json
+from ollama_adapter.cli.commands import JSON, MODEL, YES
 
 
-def models(as_json: Json = False) -> None:
+@click.command
+@JSON
+def models(as_json: bool) -> None:
     """List the models on this machine.
 
     \b
@@ -24,17 +25,14 @@ def models(as_json: Json = False) -> None:
     execute(lambda: command.models(as_json=as_json), as_json=as_json)
 
 
-def pull(
-    model: Annotated[str, typer.Argument(show_default=False)],
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask: this is your consent.")
-    ] = False,
-    also_from: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST", help="A host that the registry may send us to."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
+@click.command
+@MODEL
+@click.option("--yes", "-y", is_flag=True, help="Do not ask: this is your consent.")
+@click.option(
+    "--also-from", multiple=True, metavar="HOST", help="A host that the registry may send us to."
+)
+@JSON
+def pull(model: str, yes: bool, also_from: tuple[str, ...], as_json: bool) -> None:
     """Download a model from a registry, Ollama's unless the name says another one.
 
     You are asked first, and told how large it is. What was interrupted goes on where it was. Every host that
@@ -50,19 +48,17 @@ def pull(
     from ollama_adapter.cli.ending import execute
 
     execute(
-        lambda: pulling.pull(model, yes=yes, also_from=also_from or (), as_json=as_json),
+        lambda: pulling.pull(model, yes=yes, also_from=also_from, as_json=as_json),
         as_json=as_json,
     )
 
 
-def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", show_default=False)],
-    name: Annotated[
-        str | None, typer.Argument(help="Its name; without, that of the file.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Make a GGUF file usable, under a name. It is checked first, and copied.
+@click.command
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.gguf")
+@click.argument("name", required=False)
+@JSON
+def import_(file: Path, name: str | None, as_json: bool) -> None:
+    """Make a GGUF file usable, under NAME or its own. It is checked first, and copied.
 
     \b
     Examples:
@@ -75,11 +71,11 @@ def import_(
     execute(lambda: importing.import_file(file, name, as_json=as_json), as_json=as_json)
 
 
-def rm(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", show_default=False)],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Json = False,
-) -> None:
+@click.command
+@click.argument("names", nargs=-1, required=True, metavar="MODEL...")
+@YES
+@JSON
+def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Remove models from the disk.
 
     \b
@@ -93,14 +89,11 @@ def rm(
     execute(lambda: command.remove(names, yes=yes, as_json=as_json), as_json=as_json)
 
 
-def purge(
-    parts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PART...]", show_default=False, help="Without: only tell."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Json = False,
-) -> None:
+@click.command
+@click.argument("parts", nargs=-1, metavar="[PART]...")
+@YES
+@JSON
+def purge(parts: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Tell what of ours lies where on the disk; remove the PARTs that are named.
 
     The parts are models, downloads, home, daemons, settings, or all of these. A store that is Ollama's
@@ -117,4 +110,4 @@ def purge(
     from ollama_adapter.cli import purging as command
     from ollama_adapter.cli.ending import execute
 
-    execute(lambda: command.purge(parts or [], yes=yes, as_json=as_json), as_json=as_json)
+    execute(lambda: command.purge(parts, yes=yes, as_json=as_json), as_json=as_json)

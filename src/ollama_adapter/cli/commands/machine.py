@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from ollama_adapter.cli.commands import Json
+from ollama_adapter.cli.commands import JSON
 
 
-def status(
-    start: Annotated[bool, typer.Option("--start", help="Start a daemon where none runs.")] = False,
-    as_json: Json = False,
-) -> None:
+@click.command
+@click.option("--start", is_flag=True, help="Start a daemon where none runs.")
+@JSON
+def status(start: bool, as_json: bool) -> None:
     """Tell which daemon runs or would be started, and where models are kept. Starts nothing.
 
     Ends with 0 if a daemon runs or can be started, with 1 if there is none to be had.
@@ -29,7 +27,9 @@ def status(
     execute(lambda: command.status(start=start, as_json=as_json), as_json=as_json)
 
 
-def doctor(as_json: Json = False) -> None:
+@click.command
+@JSON
+def doctor(as_json: bool) -> None:
     """Tell what is installed and which sandbox holds here, and prove it with harmless attacks.
 
     Ends with 0 if a daemon can be had and every attack is refused.
@@ -45,15 +45,11 @@ def doctor(as_json: Json = False) -> None:
     execute(lambda: command.doctor(as_json=as_json), as_json=as_json)
 
 
-def tier(
-    model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", show_default=False, help="Which one to measure.")
-    ] = "",
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure what this machine can do, in a few seconds.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+@click.command
+@click.argument("model", default="")
+@click.option("--measure", is_flag=True, help="Measure what this machine can do, in a few seconds.")
+@JSON
+def tier(model: str, measure: bool, as_json: bool) -> None:
     """Tell which class of machine this is, why, and how much of it models may use.
 
     `--measure` reads memory for a moment, and lets a model write: MODEL, or the smallest that is here.

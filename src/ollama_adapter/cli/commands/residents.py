@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
+from ollama_adapter.cli.commands import JSON, MODEL, NUM_CTX
 
-from ollama_adapter.cli.commands import Json
+_OPTIONS = click.option(
+    "--option",
+    "-o",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any option of how it is loaded.",
+)
 
-Model = Annotated[str, typer.Argument(show_default=False)]
-NumCtx = Annotated[int | None, typer.Option(help="Size of the context in tokens.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-o", metavar="NAME=VALUE", help="Any option of how it is loaded."),
-]
 
-
-def ps(as_json: Json = False) -> None:
+@click.command
+@JSON
+def ps(as_json: bool) -> None:
     """List the models in memory: what they take, whether they work, and until when they stay there.
 
     \b
@@ -30,7 +32,11 @@ def ps(as_json: Json = False) -> None:
     execute(lambda: command.ps(as_json=as_json), as_json=as_json)
 
 
-def plan(model: Model, num_ctx: NumCtx = None, as_json: Json = False) -> None:
+@click.command
+@MODEL
+@NUM_CTX
+@JSON
+def plan(model: str, num_ctx: int | None, as_json: bool) -> None:
     """Tell what loading a model would take, whether it fits, who would have to go, and why.
 
     Loads nothing. Ends with 0 if it fits into the budget, with 1 if it does not,
@@ -48,18 +54,22 @@ def plan(model: Model, num_ctx: NumCtx = None, as_json: Json = False) -> None:
     execute(lambda: command.plan(model, num_ctx, as_json=as_json), as_json=as_json)
 
 
+@click.command
+@MODEL
+@click.option(
+    "--keep-alive",
+    metavar="DURATION",
+    help='How long it stays after its last use: "1h", seconds, -1: for ever.',
+)
+@NUM_CTX
+@_OPTIONS
+@JSON
 def load(
-    model: Model,
-    keep_alive: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DURATION",
-            help='How long it stays after its last use: "1h", seconds, -1: for ever.',
-        ),
-    ] = None,
-    num_ctx: NumCtx = None,
-    option: Options = None,
-    as_json: Json = False,
+    model: str,
+    keep_alive: str | None,
+    num_ctx: int | None,
+    options: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Bring a model into the memory of the daemon that runs.
 
@@ -74,13 +84,16 @@ def load(
     from ollama_adapter.cli.ending import execute
     from ollama_adapter.cli.residents import Load
 
-    command = Load(model, num_ctx, option or [], keep_alive)
+    command = Load(model, num_ctx, options, keep_alive)
     execute(lambda: command.prepare(as_json=as_json), as_json=as_json)
 
 
-def pin(
-    model: Model, num_ctx: NumCtx = None, option: Options = None, as_json: Json = False
-) -> None:
+@click.command
+@MODEL
+@NUM_CTX
+@_OPTIONS
+@JSON
+def pin(model: str, num_ctx: int | None, options: tuple[str, ...], as_json: bool) -> None:
     """Bring a model into the memory of the daemon that runs, where it stays until that ends.
 
     `unpin` takes that back, and `unload` removes it. Applications pin models with pool.pinned.
@@ -93,11 +106,14 @@ def pin(
     from ollama_adapter.cli.ending import execute
     from ollama_adapter.cli.residents import Load
 
-    command = Load(model, num_ctx, option or [], pin=True)
+    command = Load(model, num_ctx, options, pin=True)
     execute(lambda: command.prepare(as_json=as_json), as_json=as_json)
 
 
-def unpin(model: Model, as_json: Json = False) -> None:
+@click.command
+@MODEL
+@JSON
+def unpin(model: str, as_json: bool) -> None:
     """Let a model that is pinned go again: from now on it stays for its keep-alive after its last use.
 
     Takes back `pin`, whoever has pinned it. What the setting pool.pinned names is pinned again by the
@@ -114,7 +130,10 @@ def unpin(model: Model, as_json: Json = False) -> None:
     execute(lambda: command.unpin(model, as_json=as_json), as_json=as_json)
 
 
-def unload(model: Model, as_json: Json = False) -> None:
+@click.command
+@MODEL
+@JSON
+def unload(model: str, as_json: bool) -> None:
     """Remove a model from memory, once it is idle.
 
     \b
