@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_adapter.embedded import child
+from ollama_adapter.embedded import child, starter
 from ollama_adapter.embedded.orders import Orders, Plain, Start
 from ollama_adapter.embedded.values import ApiError
 from ollama_adapter.system.jail import landlock
@@ -35,8 +36,9 @@ def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Launch:
         if request.param == "by itself":
             yield functools.partial(Plain.start, command=command)
             return
-        if (orders := Orders.begin(*command)) is None:
+        if (begun := starter.begin(*command)) is None:
             pytest.skip("a starter needs Linux")
+        orders = Orders(*begun)
         orders.attach(lambda: pytest.fail("the starter ended"))
         try:
             yield orders.start
@@ -120,13 +122,22 @@ async def test_a_program_that_cannot_be_started_is_told(tmp_path: Path) -> None:
     async with asyncio.TaskGroup() as group:
         with pytest.raises(ApiError, match="error starting the model runner"):
             await child.Runner.start(spec, group, functools.partial(Plain.start, command=[nowhere]))
-    if (orders := Orders.begin(nowhere)) is not None:
+    if (begun := starter.begin(nowhere)) is not None:
+        orders = Orders(*begun)
         orders.attach(lambda: pytest.fail("the starter ended"))
         with pytest.raises(ExceptionGroup) as caught:
             async with asyncio.TaskGroup() as group:
                 await child.Runner.start(spec, group, orders.start)
         orders.close()
         assert "exit status 127" in str(caught.value.exceptions[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no seal elsewhere")
+def test_the_engine_begins_no_thread_when_it_is_imported() -> None:
+    """It is imported before there is a model: a thread of it would not be kept to its files (seal)."""
+    code = "import os, xllamacpp; print(len(os.listdir('/proc/self/task')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 ENGINE = """

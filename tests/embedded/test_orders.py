@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ollama_adapter.embedded import starter
 from ollama_adapter.embedded.importer import import_gguf
 from ollama_adapter.embedded.orders import Orders, Process
 from ollama_adapter.errors import ConnectFailed
@@ -49,11 +50,12 @@ def ended_early() -> None:
 async def orders(tmp_path: Path) -> AsyncIterator[Orders]:
     path = tmp_path / "runner.py"
     path.write_text(LISTENS)
-    begun = Orders.begin(sys.executable, str(path))
+    begun = starter.begin(sys.executable, str(path))
     assert begun is not None
-    begun.attach(ended_early)
-    yield begun
-    begun.close()
+    orders = Orders(*begun)
+    orders.attach(ended_early)
+    yield orders
+    orders.close()
 
 
 async def listening(orders: Orders) -> Process:
@@ -76,6 +78,40 @@ async def test_an_order_brings_a_runner_and_sockets_that_are_connected_to_it(
     process.kill()  # once more, when it is gone
     with pytest.raises(ConnectFailed):
         await process.dial(9)
+
+
+def children(orders: Orders) -> list[psutil.Process]:
+    found = psutil.Process(orders.pid).children()
+    return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(daemons.WATCHDOG_S):
+        while not condition():
+            await asyncio.sleep(0.01)  # noqa: TID251 - another process is waited for
+
+
+async def test_the_first_order_is_met_by_a_runner_that_has_begun_before_and_no_second_waits(
+    orders: Orders,
+) -> None:
+    await until(lambda: children(orders))
+    (waiting,) = children(orders)
+    assert (await listening(orders)).pid == waiting.pid
+    assert (await listening(orders)).pid != waiting.pid
+    assert len(children(orders)) == 2
+
+
+async def test_a_runner_that_ended_while_it_waited_is_replaced_when_it_is_ordered(
+    orders: Orders,
+) -> None:
+    await until(lambda: children(orders))
+    (waiting,) = children(orders)
+    held = len(os.listdir(f"/proc/{orders.pid}/fd"))
+    waiting.kill()
+    await until(lambda: not psutil.Process(orders.pid).children())
+    assert len(os.listdir(f"/proc/{orders.pid}/fd")) == held - 3, "its pipes are still open"
+    process = await listening(orders)
+    assert process.pid != waiting.pid
 
 
 async def test_several_runners_are_told_apart(orders: Orders) -> None:
@@ -123,8 +159,7 @@ async def test_a_start_that_is_given_up_ends_its_process(orders: Orders) -> None
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     await listening(orders)  # by now the first has been told of
-    runners = psutil.Process(orders.pid).children()
-    assert len([each for each in runners if each.status() != psutil.STATUS_ZOMBIE]) == 1
+    assert len(children(orders)) == 1
 
 
 async def test_a_starter_that_can_start_no_more_says_so_and_goes_on(orders: Orders) -> None:
@@ -140,8 +175,9 @@ async def test_a_starter_that_can_start_no_more_says_so_and_goes_on(orders: Orde
 
 
 async def test_the_end_of_the_starter_is_told_once(tmp_path: Path) -> None:
-    orders = Orders.begin()
-    assert orders is not None
+    begun = starter.begin()
+    assert begun is not None
+    orders = Orders(*begun)
     told = asyncio.Event()
     orders.attach(told.set)
     os.kill(orders.pid, signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
 import signal
 import socket
@@ -15,6 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
+from ollama_adapter.system import runners
+from ollama_adapter.system.clock import SystemClock
 from tests.embedded import daemons
 from tests.embedded.daemons import Daemon, gone, running
 
@@ -40,27 +44,27 @@ def test_told_to_stop_it_leaves_with_zero_and_takes_its_runners_along(
 ) -> None:
     with own.streaming(ENDLESS) as stream:
         stream.line()
-        runners = own.runners()
-        assert len(runners) == 1
+        family = own.runners()
+        assert len(family) == 1
         assert own.stop(number) == 0
         assert b'"done":true' not in stream.rest()
-    assert gone(runners)
+    assert gone(family)
 
 
 def test_killed_it_takes_its_runners_along(own: Daemon) -> None:
     with own.streaming(ENDLESS) as stream:
         stream.line()
-        runners = own.runners()
+        family = own.runners()
         assert own.stop(signal.SIGKILL) == -signal.SIGKILL
-    assert gone(runners)
+    assert gone(family)
 
 
 def test_killed_while_a_model_loads_it_takes_the_runner_along(own: Daemon) -> None:
     with own.streaming(ENDLESS):
-        while not (runners := own.runners()):
+        while not (family := own.runners()):
             pass
         own.stop(signal.SIGKILL)
-    assert gone(runners)
+    assert gone(family)
 
 
 def test_a_runner_has_its_daemons_group_and_no_settings_in_argv(own: Daemon) -> None:
@@ -69,6 +73,21 @@ def test_a_runner_has_its_daemons_group_and_no_settings_in_argv(own: Daemon) -> 
     assert "gguf" not in " ".join(runner.cmdline())
     assert "OLLAMA_MODELS" not in runner.environ()
     assert os.getpgid(runner.pid) == os.getpgid(own.process.pid)
+
+
+@pytest.mark.anyio
+async def test_a_runner_bears_the_name_of_its_model_and_counts_from_then_on(
+    own: Daemon, files: Path
+) -> None:
+    clock, weights = SystemClock(), hashlib.sha256((files / "tiny.gguf").read_bytes()).hexdigest()
+    while sys.platform == "linux" and not own.runners():
+        await asyncio.sleep(0.01)  # noqa: TID251 - one waits for the first model
+    assert (await runners.look(own.process.pid, clock)).count == 0
+    await asyncio.to_thread(own.generate, "")
+    (runner,) = own.runners()
+    assert runner.cmdline()[-1].rstrip() == f"sha256-{weights}"
+    sample = runners.take(own.process.pid, weights, clock)
+    assert sample is not None and sample.identified and list(sample.spent) == [runner.pid]
 
 
 def test_a_runner_answers_nobody_without_the_key(own: Daemon) -> None:

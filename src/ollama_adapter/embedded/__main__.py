@@ -16,19 +16,19 @@ def main() -> int:
         names = " and ".join(missing)
         sys.stderr.write(f"Error: {names} not installed: pip install 'ollama-adapter[embedded]'\n")
         return 1
-    from ollama_adapter.embedded.orders import Orders
+    from ollama_adapter.embedded import starter
     from ollama_adapter.system.jail import dumps
 
     with contextlib.suppress(OSError):  # in a jail it cannot be said again: its keeper has
         dumps.forbid()
     try:
-        orders = Orders.begin()  # before the rest is imported: it starts meanwhile
+        begun = starter.begin()  # before the rest is imported: it starts meanwhile
     except OSError as error:
         sys.stderr.write(f"Error: no process to start model runners: {error.strerror}\n")
         return 1
     from ollama_adapter.embedded.serve import run
 
-    return run(orders)
+    return run(begun)
 
 
 if __name__ == "__main__":

@@ -157,11 +157,11 @@ class Runner:
 
 def choose_threads(model_bytes: int, wanted: int = 0) -> int:
     """How many threads a model of this size gets: more than there are free cores ruins the speed."""
+    if wanted <= 0 and model_bytes < _SMALL_BYTES:
+        return 1
     cores = _cores()
     if wanted > 0:
         return min(wanted, cores)
-    if model_bytes < _SMALL_BYTES:
-        return 1
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return max(1, min(cores, round(cores - busy)))
 

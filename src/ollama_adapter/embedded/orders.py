@@ -14,10 +14,8 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,7 +24,6 @@ from ollama_adapter.embedded import starter
 from ollama_adapter.errors import ConnectFailed
 from ollama_adapter.system.dialing import dial_port
 
-SCRIPT: Final = Path(starter.__file__)
 READ_BYTES: Final = 1 << 16
 
 
@@ -47,7 +44,7 @@ class Process(Protocol):
 
 
 Start = Callable[[str], Awaitable[Process]]
-"""Starts a runner, with a label among its arguments. Raises OSError where that cannot be."""
+"""Starts a runner for the model file of this name, by which it is known. Raises OSError."""
 
 
 class Plain:
@@ -59,10 +56,10 @@ class Plain:
         self.log: asyncio.StreamReader = process.stderr
 
     @classmethod
-    async def start(cls, label: str = "", command: list[str] | None = None) -> Process:
+    async def start(cls, name: str = "", command: list[str] | None = None) -> Process:
         process = await asyncio.create_subprocess_exec(
             *(command or starter.runner_command()),
-            *starter.arguments(label),
+            *filter(None, [name]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -171,7 +168,7 @@ class Ordered:
 
 
 class Orders:
-    """The front's end of the starter. Made by `begin` before there is a loop; `attach` joins it to one."""
+    """The front's end of a starter that has begun (`starter.begin`); `attach` joins it to the loop."""
 
     def __init__(self, channel: socket.socket, starter_: subprocess.Popen[bytes]) -> None:
         self._channel = channel
@@ -180,19 +177,6 @@ class Orders:
         self._numbers = 0
         self._processes: dict[int, Ordered] = {}
         self._calls: dict[int, asyncio.Future[socket.socket]] = {}
-
-    @classmethod
-    def begin(cls, *command: str) -> Orders | None:
-        """Start the starter; None on a system where the front keeps its rights."""
-        if sys.platform != "linux":
-            return None
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-I", "-S", str(SCRIPT), str(its.fileno())]
-        with its:
-            process = subprocess.Popen(
-                [*argv, *command], pass_fds=[its.fileno()], stdin=subprocess.DEVNULL
-            )
-        return cls(ours, process)
 
     def attach(self, on_end: Callable[[], None]) -> None:
         """From now on its messages are read; `on_end` when there will be no more of them."""
@@ -210,11 +194,11 @@ class Orders:
         self._channel.close()
         self._starter.wait()
 
-    async def start(self, label: str = "") -> Process:
-        """A new runner. Raises OSError; cancelling ends it."""
+    async def start(self, _name: str = "") -> Process:
+        """A new runner, which takes its name by itself. Raises OSError; cancelling ends it."""
         self._numbers += 1
         process = self._processes[self._numbers] = Ordered(self, self._numbers)
-        self.send({"do": "start", "id": self._numbers, "label": label})
+        self.send({"do": "start", "id": self._numbers})
         try:
             await asyncio.shield(process.begun)
         except BaseException:

@@ -1,7 +1,8 @@
 """The child process that holds one model: llama.cpp behind a loopback port with a key.
 
-Settings come as one JSON line on stdin, never in argv: there only the name of the model's file stands, by
-which one runner is told from another. The answer is one JSON line on the original
+It loads the engine, and then waits for its settings: one JSON line on stdin. Never in argv: there only the
+name of the model's file stands, which it writes there itself, and by which one runner is told from another.
+The answer is one JSON line on the original
 stdout: {"port": N}, or {"error": reason}. After that the process lives until stdin closes, which is
 when its parent ends, however it ends. Loading holds the interpreter's lock, so besides the thread that
 waits for the end of stdin the kernel is asked for a signal (SIGIO, deadly by default) on it.
@@ -23,13 +24,22 @@ import sys
 import threading
 from typing import Any
 
+_ENGINE = "xllamacpp"
 _LINGER_S = 2.0
+_ARG_END = 46  # of the fields of /proc/self/stat that follow the name: man 5 proc_pid_stat
 
 
 def main() -> None:
     """Serve one model until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the daemon decides
-    settings = json.loads(_first_line())
+    with contextlib.suppress(ImportError):  # which is told when there is somebody to tell
+        importlib.import_module(_ENGINE)
+    line = _first_line()
+    if not line:
+        os._exit(0)
+    settings = json.loads(line)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        _take_name(os.path.basename(settings["model"]))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _signal_end_of_parent()
     report = os.dup(1)
@@ -41,15 +51,15 @@ def main() -> None:
         port = _serve(settings)
         if sealing:
             _seal()
-        line: dict[str, Any] = {"port": port}
+        answer: dict[str, Any] = {"port": port}
     except ImportError:
-        line = {
+        answer = {
             "error": "the package xllamacpp is not installed: pip install 'ollama-adapter[embedded]'"
         }
     except (RuntimeError, ValueError, TypeError, OSError) as error:
-        line = {"error": f"error loading model: {error}"}
-    os.write(report, json.dumps(line).encode() + b"\n")
-    if "error" in line:
+        answer = {"error": f"error loading model: {error}"}
+    os.write(report, json.dumps(answer).encode() + b"\n")
+    if "error" in answer:
         _linger()
         os._exit(1)
     threading.Event().wait()
@@ -58,7 +68,7 @@ def main() -> None:
 def _linger() -> None:
     """A thread of the engine's writes its log, and os._exit would not wait for it: the daemon kills us when
     it has read why the load failed, so that this is the time for a log that never says it."""
-    if "xllamacpp" in sys.modules:
+    if _ENGINE in sys.modules:
         threading.Event().wait(_LINGER_S)
 
 
@@ -66,7 +76,19 @@ def _first_line() -> bytes:
     line = b""
     while not line.endswith(b"\n") and (chunk := os.read(0, 4096)):
         line += chunk
-    return line or b"{}"
+    return line
+
+
+def _take_name(name: str) -> None:
+    """Written over the last argument, where that is empty space for it: it is its memory that others see."""
+    place = sys.argv[-1]
+    if place.isspace():
+        import ctypes
+
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            end = int(file.read().rpartition(")")[2].split()[_ARG_END])
+        text = os.fsencode(name)[: len(place)].ljust(len(place))
+        ctypes.memmove(end - 1 - len(text), text, len(text))
 
 
 def _end_with_parent() -> None:
@@ -119,7 +141,7 @@ _server: Any = None  # kept: its destructor must never run
 
 def _serve(settings: dict[str, Any]) -> int:
     global _server
-    xllamacpp = importlib.import_module("xllamacpp")  # it has no types
+    xllamacpp = importlib.import_module(_ENGINE)  # it has no types
     params = xllamacpp.CommonParams()
     params.model.path = settings["model"]
     params.hostnames = ["127.0.0.1"]

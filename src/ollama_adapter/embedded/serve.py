@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -32,15 +33,15 @@ _BACKLOG: Final = 512
 _IDLE_CONNECTION_S: Final = 3600
 
 
-def run(orders: Orders | None = None) -> int:
-    """Listen and serve until told to stop; 1 where that cannot be. `orders`: who starts the runners."""
+def run(begun: tuple[socket.socket, subprocess.Popen[bytes]] | None = None) -> int:
+    """Listen and serve until told to stop; 1 where that cannot be. `begun`: who starts the runners."""
     try:
         sock = listen(os.environ.get("OLLAMA_HOST", ""))
     except AdapterError as error:
         hint = f"; {error.hint}" if error.hint else ""
         sys.stderr.write(f"Error: {error}{hint}\n")
         return 1
-    asyncio.run(_serve(sock, orders))
+    asyncio.run(_serve(sock, None if begun is None else Orders(*begun)))
     return 0
 
 

@@ -1,12 +1,14 @@
 """Starts the runners, so that the daemon's front, which sees prompts, need not be able to start anything.
 
-A small process, run by its path with `-I -S`, begun before the front gives that up. It knows one
-program and one environment: an order says when, never what, and gives a label to know a runner by. It
-sees no prompt and no key: the front tells a runner its settings through a pipe that it is handed. When
-the front ends, so do this process and all runners; when this process ends, the kernel ends the runners,
-and the front ends itself.
+A small process, run by its path with `-I -S`; the front begins it (`begin`) before anything else. It knows
+one program and one environment: an order says when, never what. It sees no prompt and no key: the front tells
+a runner its settings through a pipe that it is handed. When the front ends, so do this process and all
+runners; when this process ends, the kernel ends the runners, and the front ends itself.
 
-In:  {"do": "start", "id", "label"}, {"do": "kill", "id"}, {"do": "dial", "id", "call"}
+One runner is started before there is an order: it loads the engine while the front is still beginning,
+and the first model is in memory that much sooner.
+
+In:  {"do": "start", "id"}, {"do": "kill", "id"}, {"do": "dial", "id", "call"}
 Out: {"event": "started", "id", "pid"} with two descriptors, the runner's input and its log, or
      {"event": "failed", "id", "reason"}; {"event": "reported", "id", "line"}; {"event": "ended", "id",
      "code"}; {"event": "dialed", "call"} with a socket that is connected to the runner, or without one
@@ -14,6 +16,7 @@ Out: {"event": "started", "id", "pid"} with two descriptors, the runner's input 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -24,13 +27,15 @@ import sys
 
 TYPE_CHECKING = False  # as typing's, whose import would cost more than all of this
 if TYPE_CHECKING:
+    import subprocess
     from typing import Any, NoReturn
 
 MESSAGE_BYTES = 1 << 16
 LINE_BYTES = 1 << 14  # of a report, which is a port or a reason
 REPORT_BYTES = 1 << 13  # of it that are passed on: in JSON a byte that is no text takes six
-LABEL_LENGTH = 200
+PLACE_FOR_A_NAME = " " * 200  # the last argument of a runner, into which it writes its model's
 CONNECT_S = 2.0
+SPARE = 0  # the number of a runner that nobody has ordered yet
 PASSED_ON = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "VIRTUAL_ENV"),
     *("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "CUDA_VISIBLE_DEVICES"),
@@ -38,16 +43,26 @@ PASSED_ON = (
 _SET_PDEATHSIG = 1
 
 
+def begin(*command: str) -> tuple[socket.socket, subprocess.Popen[bytes]] | None:
+    """For the front: the channel to a starter, and its process. `command`: another runner's, for a test.
+
+    None on a system where the front keeps its rights. Raises OSError.
+    """
+    if sys.platform != "linux":
+        return None
+    import subprocess
+
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    argv = [sys.executable, "-I", "-S", os.path.abspath(__file__), str(its.fileno()), *command]
+    with its:
+        process = subprocess.Popen(argv, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
+    return ours, process
+
+
 def runner_command() -> list[str]:
     """By its path: the package need not be imported."""
     here = os.path.dirname(os.path.abspath(__file__))
     return [sys.executable, "-P", os.path.join(here, "runner.py")]
-
-
-def arguments(label: str) -> list[str]:
-    """The label of a runner, the name of its model's file, by which people and aborts know it."""
-    named = label.replace("-", "").replace(".", "").replace("_", "")
-    return [label] if named.isalnum() and label[0] != "-" and len(label) <= LABEL_LENGTH else []
 
 
 def runner_environment() -> dict[str, str]:
@@ -65,10 +80,14 @@ class Starter:
         self._selector = selectors.DefaultSelector()
         self._pids: dict[int, int] = {}  # of the runners that have not been reaped, by their ids
         self._ports: dict[int, int] = {}
+        self._spare: tuple[int, int, int, int] | None = None  # as `_fork` gives it
 
     def run(self) -> NoReturn:
         """Until the front ends."""
         wake = self._catch_signals()
+        with contextlib.suppress(OSError):  # the first order will try again
+            self._spare = self._fork()
+            self._pids[SPARE] = self._spare[0]
         self._selector.register(self._control, selectors.EVENT_READ, self._on_order)
         self._selector.register(wake, selectors.EVENT_READ, lambda: self._reap(wake))
         while True:
@@ -94,42 +113,51 @@ class Starter:
         order: dict[str, Any] = json.loads(data)
         number = int(order["id"])
         if order["do"] == "start":
-            self._start(number, str(order.get("label", "")))
+            self._start(number)
         elif order["do"] == "kill" and number in self._pids:
             os.kill(self._pids[number], signal.SIGKILL)
         elif order["do"] == "dial":
             self._dial(number, int(order["call"]))
 
-    def _start(self, number: int, label: str) -> None:
-        pipes: list[int] = []
+    def _start(self, number: int) -> None:
         try:
-            for _ in range(3):
-                pipes += os.pipe()
-            its_input, settings, report, its_report, log, its_log = pipes
-            starter, pid = os.getpid(), os.fork()
+            pid, settings, report, log = self._spare or self._fork()
         except OSError as error:
-            _close(pipes)
             return self._send({"event": "failed", "id": number, "reason": error.strerror})
-        if pid == 0:
-            self._become_runner(
-                [*self._argv, *arguments(label)], starter, its_input, its_report, its_log
-            )
+        self._spare = None
+        self._pids.pop(SPARE, None)
         self._pids[number] = pid
         self._send({"event": "started", "id": number, "pid": pid}, settings, log)
-        _close([its_input, settings, its_report, log, its_log])
+        _close([settings, log])
         line = bytearray()
         self._selector.register(
             report, selectors.EVENT_READ, lambda: self._on_report(number, report, line)
         )
 
-    def _become_runner(self, argv: list[str], starter: int, *ends: int) -> NoReturn:
+    def _fork(self) -> tuple[int, int, int, int]:
+        """A runner that waits for its settings: its pid, our ends of its input, its report and its log."""
+        pipes: list[int] = []
+        try:
+            for _ in range(3):
+                pipes += os.pipe()
+            starter, pid = os.getpid(), os.fork()
+        except OSError:
+            _close(pipes)
+            raise
+        its_input, settings, report, its_report, log, its_log = pipes
+        if pid == 0:
+            self._become_runner(starter, its_input, its_report, its_log)
+        _close([its_input, its_report, its_log])
+        return pid, settings, report, log
+
+    def _become_runner(self, starter: int, *ends: int) -> NoReturn:
         try:
             self._libc.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != starter:  # it has ended before that was said
                 os._exit(1)
             for target, each in enumerate(ends):
                 os.dup2(each, target)
-            os.execve(argv[0], argv, runner_environment())
+            os.execve(self._argv[0], [*self._argv, PLACE_FOR_A_NAME], runner_environment())
         finally:
             os._exit(127)
 
@@ -167,6 +195,10 @@ class Starter:
             if done:
                 del self._pids[number]
                 self._ports.pop(number, None)
+                if number == SPARE and self._spare is not None:
+                    _close(list(self._spare[1:]))
+                    self._spare = None
+                    continue
                 code = os.waitstatus_to_exitcode(status)
                 self._send({"event": "ended", "id": number, "code": code})
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ollama_adapter.errors import DaemonNotFound, NotSandboxed
 from ollama_adapter.system.dialing import dial_port
@@ -39,7 +39,7 @@ class Child:
         keeper: subprocess.Popen[bytes],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        sockets: socket.socket | None = None,
+        sockets: socket.socket,
         policy: Policy | None = None,
     ) -> None:
         self._owner = os.getpid()
@@ -47,7 +47,7 @@ class Child:
         self._reader = reader
         self._writer = writer
         self._exit = Exit(None)
-        self._doorway = None if sockets is None else Doorway(sockets, self._ask)
+        self._doorway = Doorway(sockets, self._ask)
         self._policy = policy
         self.pid = 0
         self.level = Level.NONE  # in force, as its keeper says
@@ -86,7 +86,7 @@ class Child:
 
     async def dial(self) -> socket.socket:
         """A non-blocking socket connected to the daemon. Raises ConnectFailed. Cancelling is safe."""
-        if self.level is Level.NAMESPACES and self._doorway is not None:
+        if self.level is Level.NAMESPACES:
             return await self._doorway.dial()
         assert self._policy is not None, "without a policy the port is the caller's"
         return await dial_port(self._policy.ports[0])()
@@ -132,8 +132,7 @@ class Child:
         _end_group(self._keeper)
         with contextlib.suppress(RuntimeError):  # the event loop may be closed
             self._writer.close()
-        if self._doorway is not None:
-            self._doorway.close()
+        self._doorway.close()
 
 
 def _end_group(leader: subprocess.Popen[bytes]) -> None:
@@ -141,6 +140,42 @@ def _end_group(leader: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader.pid, signal.SIGKILL)
         leader.wait()
+
+
+class Keeper:
+    """A keeper that waits for its order; it ends with the `with` in which nobody has given it one."""
+
+    def __init__(self, given: Sequence[int] = ()) -> None:
+        """Raises DaemonNotFound. `given` are descriptors that it passes on."""
+        self.control, control = socket.socketpair()
+        self.sockets, sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fds = [control.fileno(), sockets.fileno()]
+        self.taken = False
+        with control, sockets:
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(KEEPER), *map(str, fds)],
+                    env={},
+                    pass_fds=[*fds, *given],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self.control.close()
+                self.sockets.close()
+                reason = error.strerror
+                raise DaemonNotFound(f"no process can be started: {reason}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.taken:
+            self.control.close()
+            self.sockets.close()
+            _end_group(self.process)
 
 
 async def spawn(
@@ -157,21 +192,29 @@ async def spawn(
     These have the same numbers there; ours stay ours. Raises DaemonNotFound when it cannot be started,
     NotSandboxed when it, or its jail, cannot be.
     """
+    with Keeper(given) as keeper:
+        return await order(keeper, argv, env, cwd, scope, policy, given=given)
+
+
+async def order(
+    keeper: Keeper,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str,
+    scope: TaskScope,
+    policy: Policy | None = None,
+    *,
+    given: Sequence[int] = (),
+) -> Child:
+    """As `spawn`, by a keeper that has been begun before; it can be given one order."""
     spec: dict[str, Any] = {"argv": list(argv), "env": dict(env), "cwd": cwd, "parent": os.getpid()}
     if given:
         spec["given"] = list(given)
     if policy is not None and policy.level is not Level.NONE:
         spec["policy"] = asdict(policy)
-    keeper, control, sockets = _start_keeper(given, jailed="policy" in spec)
-    try:
-        streams = await asyncio.open_connection(sock=control, limit=LINE_LIMIT)
-    except BaseException:
-        for each in (control, sockets):
-            if each is not None:
-                each.close()
-        _end_group(keeper)
-        raise
-    child = Child(keeper, *streams, sockets, policy)
+    streams = await asyncio.open_connection(sock=keeper.control, limit=LINE_LIMIT)
+    keeper.taken = True
+    child = Child(keeper.process, *streams, keeper.sockets, policy)
     try:
         await child.start(spec)
         child.watcher = scope.spawn(child.watch(), name="daemon output")
@@ -180,34 +223,6 @@ async def spawn(
         child.kill()
         raise
     return child
-
-
-def _start_keeper(
-    given: Sequence[int], *, jailed: bool
-) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket | None]:
-    """A keeper that waits for its order, our end of the socket to it, and of one for sockets."""
-    pairs = [socket.socketpair()]
-    if jailed:
-        pairs.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    fds = [theirs.fileno() for _, theirs in pairs]
-    try:
-        keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(KEEPER), *map(str, fds)],
-            env={},
-            pass_fds=[*fds, *given],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except OSError as error:
-        for ours, _ in pairs:
-            ours.close()
-        raise DaemonNotFound(f"no process can be started: {error.strerror}") from error
-    finally:
-        for _, theirs in pairs:
-            theirs.close()
-    return keeper, pairs[0][0], pairs[1][0] if jailed else None
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

@@ -29,7 +29,7 @@ from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.paths import daemon_policy, gpu_devices
 from ollama_adapter.system.jail.policy import Level, Policy
 from ollama_adapter.system.probe import probe
-from ollama_adapter.system.process import Child, spawn
+from ollama_adapter.system.process import Child, Keeper, order, spawn
 from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.system.running import Exit, Running
 from ollama_adapter.system.scope import TaskScope
@@ -93,21 +93,22 @@ class Spawner:
         wish = self._config.sandbox
         if wish is Sandbox.NONE:
             return await spawn(argv, environment, "/", self._scope)
-        facts = await asyncio.get_running_loop().run_in_executor(None, levels.probe)
         failed: tuple[Level, ...] = ()
         refusal: NotSandboxed | None = None
         while True:
-            try:
-                level = levels.decide(facts, wish.value, without=failed).level
-            except NotSandboxed as error:
-                raise refusal or error from None
-            try:
-                policy = self._policy(level, argv, environment, port)
-                return await spawn(argv, environment, "/", self._scope, policy)
-            except NotSandboxed as error:
-                log.warning("the daemon cannot be started at level %s", level)
-                refusal = refusal or error
-                failed = (*failed, level)
+            with Keeper() as keeper:  # it begins while the machine is asked
+                facts = await asyncio.get_running_loop().run_in_executor(None, levels.probe)
+                try:
+                    level = levels.decide(facts, wish.value, without=failed).level
+                except NotSandboxed as error:
+                    raise refusal or error from None
+                try:
+                    policy = self._policy(level, argv, environment, port)
+                    return await order(keeper, argv, environment, "/", self._scope, policy)
+                except NotSandboxed as error:
+                    log.warning("the daemon cannot be started at level %s", level)
+                    refusal = refusal or error
+                    failed = (*failed, level)
 
     @staticmethod
     def _policy(level: Level, argv: list[str], environment: Mapping[str, str], port: int) -> Policy:

@@ -37,7 +37,7 @@ LINGER_S = 1.0  # for the application to read our last line; it kills us as soon
 class Keeper:
     """The loop that waits for the daemon, the application and the clock."""
 
-    def __init__(self, control: socket.socket, sockets: socket.socket | None = None) -> None:
+    def __init__(self, control: socket.socket, sockets: socket.socket) -> None:
         self._control = control
         self._sockets = sockets
         self._jailed: Any = None
@@ -109,7 +109,6 @@ class Keeper:
     def _spawn_jailed(self, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
         from ollama_adapter.system.jail.jailed import Jailed
 
-        assert self._sockets is not None
         self._jailed = Jailed(spec, self._sockets)
         process: subprocess.Popen[bytes] = self._jailed.start()
         return process
@@ -217,10 +216,10 @@ def main() -> None:
     from ollama_adapter.system.jail import dumps
 
     dumps.forbid()
-    control, *others = (socket.socket(fileno=int(each)) for each in sys.argv[1:])
-    for each in (control, *others):
+    control, sockets = (socket.socket(fileno=int(each)) for each in sys.argv[1:])
+    for each in (control, sockets):
         each.set_inheritable(False)
-    keeper = Keeper(control, *others)
+    keeper = Keeper(control, sockets)
     try:
         keeper.run()
     finally:

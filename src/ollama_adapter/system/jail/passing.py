@@ -22,8 +22,9 @@ class Doorway:
         self._ask = ask
         self._number = 0
         self._waiting: dict[int, asyncio.Future[socket.socket]] = {}
+        self._loop = asyncio.get_running_loop()
         channel.setblocking(False)
-        asyncio.get_running_loop().add_reader(channel, self._on_answer)
+        self._loop.add_reader(channel, self._on_answer)
 
     async def dial(self) -> socket.socket:
         """A connected, non-blocking socket. Raises ConnectFailed. Cancelling is safe."""
@@ -46,7 +47,7 @@ class Doorway:
     def close(self) -> None:
         """Who waits is told. Idempotent."""
         if self._channel.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._channel)
+            self._loop.remove_reader(self._channel)  # nothing, where it is closed
             self._channel.close()
         for answer in self._waiting.values():
             if not answer.done():
