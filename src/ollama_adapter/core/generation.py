@@ -20,6 +20,7 @@ from ollama_adapter.core.joint import Joint
 from ollama_adapter.core.records import ChatRecord, GenerateRecord, LogprobEntry, Record
 from ollama_adapter.events import Channel, Finish, Source, Statistics, TokenEvent, Way
 
+_new: Final = object.__new__
 _TEXT: Final = Channel.TEXT  # looked up once: a member of an enum takes Python 0.1 µs to find
 
 
@@ -133,26 +134,24 @@ class Generation(Account):
             if record.logprobs:
                 entry = record.logprobs[0]
                 chosen, candidates = entry.logprob, entry.top_logprobs
-            emit(
-                TokenEvent(
-                    text,
-                    epoch_ms,
-                    delta_ms,
-                    session_id,
-                    model,
-                    logprobs,
-                    energy,
-                    index,
-                    source,
-                    _TEXT,
-                    chosen,
-                    candidates,
-                    None,
-                    now_ns,
-                    record.token_ids,
-                    way,
-                )
-            )
+            event = _new(TokenEvent)  # and field by field: its __init__ takes twice as long
+            event.token = text
+            event.timestamp_ms = epoch_ms
+            event.delta_ms = delta_ms
+            event.session_id = session_id
+            event.model = model
+            event.logprobs = logprobs
+            event.energy = energy
+            event.index = index
+            event.source = source
+            event.channel = _TEXT
+            event.logprob = chosen
+            event.candidates = candidates
+            event.tool_calls = None
+            event.arrival_ns = now_ns
+            event.token_ids = record.token_ids
+            event.way = way
+            emit(event)
             delta_ms = 0
             index += 1
             total += energy
