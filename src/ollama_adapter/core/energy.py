@@ -121,7 +121,6 @@ class EUMapper:
     """
 
     __slots__ = (
-        "_decay_ns",
         "_fade_ns",
         "_first",
         "_half_ns",
@@ -135,6 +134,7 @@ class EUMapper:
         "certainty",
         "delta_ns",
         "energy",
+        "falls_ns",
         "profile",
     )
 
@@ -153,7 +153,7 @@ class EUMapper:
         self._first = 0
         self._time = 0  # session time: the sum of the gaps; unlike the clock it never steps back
         self._last_ns: int | None = None  # the clock at the last token
-        self._decay_ns = 0  # the clock when decay begins
+        self.falls_ns = 0  # the clock when decay begins; `energy` holds until then
         self._sure = 0.0  # the last certainty
         self._sure_until = -1  # how long it serves, session time
 
@@ -191,9 +191,9 @@ class EUMapper:
         else:
             base = 0.7 * velocity + 0.3 * flow
         before = self.energy
-        if now_ns > self._decay_ns:
-            before = decayed(before, now_ns - self._decay_ns, self._half_ns)
-        self._decay_ns = now_ns + self._stall_ns
+        if now_ns > self.falls_ns:
+            before = decayed(before, now_ns - self.falls_ns, self._half_ns)
+        self.falls_ns = now_ns + self._stall_ns
         alpha = profile.alpha
         self.energy = energy = alpha * base + (1.0 - alpha) * before
         return energy
@@ -250,11 +250,11 @@ class EUMapper:
     def at(self, now_ns: int) -> float:
         """E at `now_ns`, between tokens; 0 once it is below 1/512. Reads only."""
         energy = self.energy
-        if now_ns > self._decay_ns:
-            energy = decayed(energy, now_ns - self._decay_ns, self._half_ns)
+        if now_ns > self.falls_ns:
+            energy = decayed(energy, now_ns - self.falls_ns, self._half_ns)
         return energy if energy >= DRAINED_BELOW else 0.0
 
     def end(self, now_ns: int) -> None:
         """No more tokens: decay starts now, without waiting for a stall."""
-        self.energy = decayed(self.energy, now_ns - self._decay_ns, self._half_ns)
-        self._decay_ns = now_ns
+        self.energy = decayed(self.energy, now_ns - self.falls_ns, self._half_ns)
+        self.falls_ns = now_ns

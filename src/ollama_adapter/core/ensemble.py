@@ -14,11 +14,16 @@ from ollama_adapter.events import Candidate
 
 def ensemble_energy(parts: Iterable[tuple[float, float]]) -> float:
     """The mean of (weight, energy) pairs; weights are finite and not negative. 0 without weight."""
-    weights = total = 0.0
+    weights = weighted = 0.0
     for weight, energy in parts:
         weights += weight
-        total += weight * energy
-    return min(max(total / weights, 0.0), 1.0) if weights > 0.0 else 0.0
+        weighted += weight * energy
+    return mean_energy(weighted, weights)
+
+
+def mean_energy(weighted: float, weights: float) -> float:
+    """The same from the sums of weight * energy and of the weights."""
+    return min(max(weighted / weights, 0.0), 1.0) if weights > 0.0 else 0.0
 
 
 class Position(NamedTuple):

@@ -13,7 +13,7 @@ from math import exp, isfinite
 from typing import Any, Final
 
 from ollama_adapter.core.energy import DRAINED_BELOW, EUMapper, profile_for
-from ollama_adapter.core.ensemble import ensemble_energy
+from ollama_adapter.core.ensemble import mean_energy
 from ollama_adapter.core.session_state import SessionState
 from ollama_adapter.events import Frame, SessionFrame, State, TokenEvent
 
@@ -110,19 +110,6 @@ class _Lane:
         lag_ns = now_ns - self.rate_ns
         return self.rate * exp(-lag_ns / SECOND_NS) if lag_ns > 0 else self.rate
 
-    def take(self, now_ns: int) -> SessionFrame:
-        """What the frame at `now_ns` says of it; counting begins anew."""
-        tracker = self.tracker
-        if now_ns >= tracker.wake_ns:  # asked here: a call for each session and tick adds up
-            tracker.advance(now_ns)
-        if not self.tokens:
-            return SessionFrame(self.mapper.at(now_ns), tracker.state)
-        shown = SessionFrame(
-            self.mapper.at(now_ns), tracker.state, self.tokens, self.first, self.last
-        )
-        self.tokens, self.first, self.last, self.generated = 0, None, None, 0.0
-        return shown
-
 
 class FrameComposer:
     """Takes token events at any time and gives one Frame per tick.
@@ -198,20 +185,32 @@ class FrameComposer:
     ) -> Frame:
         """The frame of `tick`, which is also its id. Sessions that it shows drained are dropped."""
         sessions: dict[str, SessionFrame] = {}
-        generated = rate = 0.0
+        generated = rate = weights = weighted = 0.0
         tokens = merged = 0
-        parts: list[tuple[float, float]] = []
         over: list[str] = []
         for session_id, lane in self._lanes.items():
+            # Written out: a call for each session and tick adds up. While tokens flow there is none.
+            mapper, tracker, fading = lane.mapper, lane.tracker, lane.rate
+            if now_ns >= tracker.wake_ns:
+                tracker.advance(now_ns)
+            state = tracker.state
+            energy = mapper.energy
+            if now_ns > mapper.falls_ns or energy < DRAINED_BELOW:
+                energy = mapper.at(now_ns)
+            if fading and (lag_ns := now_ns - lane.rate_ns) > 0:
+                fading *= exp(-lag_ns / SECOND_NS)
             if count := lane.tokens:
                 tokens += count
                 merged += count - 1
                 generated += lane.generated
-            fading = lane.rate_at(now_ns) if lane.rate else 0.0
-            shown = sessions[session_id] = lane.take(now_ns)
-            drained = shown.energy == 0.0 and shown.state is DRAINED
+                sessions[session_id] = SessionFrame(energy, state, count, lane.first, lane.last)
+                lane.tokens, lane.first, lane.last, lane.generated = 0, None, None, 0.0
+            else:
+                sessions[session_id] = SessionFrame(energy, state)
+            drained = not energy and state is DRAINED
             if not drained:  # nor does its weight count any more
-                parts.append((lane.weight, shown.energy))
+                weights += lane.weight
+                weighted += lane.weight * energy
             if fading >= DRAINED_BELOW:
                 rate += fading
             elif drained:
@@ -229,7 +228,7 @@ class FrameComposer:
             energy_generated=generated,
             total_energy=self.total_energy,
             energy_rate=rate,
-            energy=ensemble_energy(parts),
+            energy=mean_energy(weighted, weights),
             state=_liveliest(sessions),
             sessions=sessions,
             queue_depth=queue_depth,
