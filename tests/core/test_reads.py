@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ollama_adapter.config import Tier
 from ollama_adapter.core.energy import EUMapper, profile_for
 from ollama_adapter.core.frames import FrameComposer
-from ollama_adapter.core.session_state import SessionState
 from ollama_adapter.events import TokenEvent
+from tests.recorded import Recorded
 
 MS = 1_000_000  # in nanoseconds
 MID = profile_for("fnd-002/2", Tier.MID)
@@ -23,7 +23,7 @@ READS = st.lists(st.tuples(GAPS, ENERGIES, st.booleans()))
 
 @given(READS)
 def test_the_state_is_the_same(reads: list[tuple[int, list[float], bool]]) -> None:
-    single, together, now_ns = SessionState(MID), SessionState(MID), 0
+    single, together, now_ns = Recorded(MID), Recorded(MID), 0
     for state in (single, together):
         state.request(now_ns)
     for gap_ms, energies, looked in reads:

@@ -18,12 +18,12 @@ from ollama_adapter.core.session_state import (
     HIGH,
     LOW,
     TRANSITIONS,
-    SessionState,
     Signal,
     Transition,
     fall_ns,
 )
 from ollama_adapter.events import State
+from tests.recorded import Recorded
 
 MS = 1_000_000  # in nanoseconds
 MID = profile_for("fnd-002/2", Tier.MID)  # stall 400 ms
@@ -69,42 +69,42 @@ def test_the_diagram_of_the_page_is_the_table() -> None:
 # --- every state, every call ------------------------------------------------------------------------
 
 
-def idle() -> SessionState:
-    return SessionState(MID)
+def idle() -> Recorded:
+    return Recorded(MID)
 
 
-def charging() -> SessionState:
+def charging() -> Recorded:
     tracker = idle()
     tracker.request(0)
     return tracker
 
 
-def flowing() -> SessionState:
+def flowing() -> Recorded:
     tracker = charging()
     tracker.token(0, 0.8, 0)
     return tracker
 
 
-def saturated() -> SessionState:
+def saturated() -> Recorded:
     tracker = charging()
     for at_ms in range(0, 1000, 100):
         tracker.token(at_ms * MS, 0.9, 100 * MS)
     return tracker
 
 
-def stalling() -> SessionState:
+def stalling() -> Recorded:
     tracker = flowing()
     tracker.advance(800 * MS)
     return tracker
 
 
-def drained() -> SessionState:
+def drained() -> Recorded:
     tracker = flowing()
     tracker.end(0)
     return tracker
 
 
-Make = Callable[[], SessionState]
+Make = Callable[[], Recorded]
 LAST_NS = {saturated: 900 * MS}
 
 
@@ -145,7 +145,7 @@ def test_what_happens_to_each(
 ) -> None:
     now_ns = LAST_NS.get(make, 0) + 100 * MS
 
-    def state_after(act: Callable[[SessionState], None]) -> str:
+    def state_after(act: Callable[[Recorded], None]) -> str:
         tracker = make()
         act(tracker)
         return tracker.state
@@ -161,7 +161,7 @@ def test_what_happens_to_each(
 # --- the guards, to the nanosecond ------------------------------------------------------------------
 
 
-def surging() -> SessionState:
+def surging() -> Recorded:
     """E rises to 0.9 at 1 s, and tokens follow every 100 ms."""
     tracker = charging()
     tracker.token(900 * MS, 0.84, 0)
@@ -280,7 +280,7 @@ def test_silent_beats_ebb() -> None:
         if fall == 350 * MS:
             break
         low, high = (energy, high) if fall < 350 * MS else (low, energy)
-    tracker = SessionState(profile_for("fnd-002/2", Tier.HIGH))  # stall 350 ms
+    tracker = Recorded(profile_for("fnd-002/2", Tier.HIGH))  # stall 350 ms
     tracker.request(0)
     for at_ms in range(0, 1000, 100):
         tracker.token(at_ms * MS, energy, 100 * MS)
@@ -341,7 +341,7 @@ def run(
     rows: Iterable[tuple[int, float]], looks: Iterable[int] = (), step_ms: int = 1
 ) -> list[Transition]:
     """Tokens after these gaps (ms), an end 2 s after the last; `looks` are instants (ns) to advance."""
-    tracker = SessionState(MID)
+    tracker = Recorded(MID)
     tracker.request(0)
     now_ns, waiting = 0, sorted(looks)
     for number, (gap, energy) in enumerate(rows):
@@ -430,7 +430,7 @@ def test_the_guards_against_a_slow_simulation(rows: list[tuple[int, float]]) -> 
 
 
 def test_a_real_stream_of_tokens_saturates_and_ebbs() -> None:
-    mapper, tracker = EUMapper(MID), SessionState(MID)
+    mapper, tracker = EUMapper(MID), Recorded(MID)
     tracker.request(0)
     for number in range(120):
         now_ns = number * 30 * MS
@@ -451,7 +451,7 @@ def test_fall_is_the_first_nanosecond_below(energy: float, level: float, half_li
 
 
 def test_a_stream_that_was_cut_stalls_until_tokens_flow_again() -> None:
-    tracker = SessionState(MID)
+    tracker = Recorded(MID)
     tracker.request(0)
     tracker.token(10 * MS, 0.5, 0)
     tracker.cut(20 * MS)
@@ -462,7 +462,7 @@ def test_a_stream_that_was_cut_stalls_until_tokens_flow_again() -> None:
 
 
 def test_what_is_cut_before_its_first_token_goes_on_charging() -> None:
-    tracker = SessionState(MID)
+    tracker = Recorded(MID)
     tracker.request(0)
     tracker.cut(20 * MS)
     assert tracker.state is State.CHARGING

@@ -8,7 +8,7 @@ Between tokens E is known (it decays from the last token on), so nothing has to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from math import log2
 from typing import Final, NamedTuple
@@ -60,7 +60,10 @@ class Transition(NamedTuple):
 
 
 class SessionState:
-    """Follows one session through the table. A signal unknown to its state changes nothing."""
+    """Follows one session through the table. A signal unknown to its state changes nothing.
+
+    None of its past is kept: `told`, where it is given, is called with each transition.
+    """
 
     __slots__ = (
         "_arrival_ns",
@@ -69,15 +72,19 @@ class SessionState:
         "_high_ns",
         "_late",
         "_row",
+        "_since_ns",
         "_stall_ns",
+        "_told",
         "state",
-        "transitions",
         "wake_ns",
     )
 
-    def __init__(self, profile: EnergyProfile) -> None:
+    def __init__(
+        self, profile: EnergyProfile, told: Callable[[Transition], object] | None = None
+    ) -> None:
         self.state = IDLE
-        self.transitions: list[Transition] = []
+        self._told = told
+        self._since_ns = -NEVER_NS  # from when the state holds
         self._row = TRANSITIONS[IDLE]
         self._stall_ns = profile.stall_ms * MS
         self._half_ns = profile.half_life_ms * MS
@@ -177,10 +184,11 @@ class SessionState:
             return
         if signal is EBB:
             self._high_ns = None
-        if self.transitions:  # a state holds from when the one before it did, at the earliest
-            instant_ns = max(instant_ns, self.transitions[-1].instant_ns)
-        self.state, self._row = state, TRANSITIONS[state]
-        self.transitions.append(Transition(state, instant_ns))
+        if instant_ns < self._since_ns:  # it holds from when the one before it did, at the earliest
+            instant_ns = self._since_ns
+        self.state, self._row, self._since_ns = state, TRANSITIONS[state], instant_ns
+        if self._told is not None:
+            self._told(Transition(state, instant_ns))
 
 
 def fall_ns(energy: float, level: float, half_life_ns: int) -> int:
