@@ -7,12 +7,12 @@ before anything is read. Nothing of a request is ever logged.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from ollama_adapter import __version__
 from ollama_adapter.embedded import embed, models, text
 from ollama_adapter.embedded.http import TEXT, ClientGone, Exchange, Receive, Scope, Send
 from ollama_adapter.embedded.service import Service
@@ -29,7 +29,7 @@ _CORS_METHODS: Final = b"GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
 
 def version() -> str:
     """Ours, and said so: this is not Ollama."""
-    return f"{importlib.metadata.version('ollama-adapter')}-embedded"
+    return f"{__version__}-embedded"
 
 
 async def root(_: Service, exchange: Exchange) -> None:
