@@ -314,6 +314,32 @@ async def test_without_a_keeper_nothing_can_be_started(
         await spawn(["/bin/true"], {}, "/", scope)
 
 
+ELSEWHERE = """
+import asyncio, socket, sys
+linux, pair = sys.platform, socket.socketpair
+def socketpair(family=socket.AF_UNIX, kind=socket.SOCK_STREAM, number=0):
+    if kind == socket.SOCK_SEQPACKET:
+        raise OSError(43, "Protocol not supported")
+    return pair(family, kind, number)
+socket.socketpair = socketpair
+sys.platform = "darwin"
+from ollama_adapter.system import process
+sys.platform = linux
+from ollama_adapter.system.scope import TaskScope
+async def main():
+    child = await process.spawn([sys.executable, "-c", ""], {}, "/", TaskScope())
+    print((await child.exited).returncode)
+asyncio.run(main())
+"""
+
+
+def test_a_system_without_sequenced_packets_can_spawn() -> None:
+    """As macOS, where there is no jail that needs them."""
+    command = [sys.executable, "-c", ELSEWHERE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 async def test_a_closed_scope_keeps_no_daemon(mailbox: Mailbox) -> None:
     before = set(psutil.Process().children())
     scope = TaskScope()

@@ -29,6 +29,8 @@ from ollama_adapter.system.scope import TaskScope, is_orphan
 KEEPER: Final = Path(__file__).parent / "jail" / "keeper.py"
 LINE_LIMIT: Final = 1 << 20
 KILL_WAIT_S: Final = 2.0
+DOORWAY: Final = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
+"""Of what kind the sockets of the doorway are: only a jail uses it, and macOS knows no SOCK_SEQPACKET."""
 
 
 class Child:
@@ -148,7 +150,7 @@ class Keeper:
     def __init__(self, given: Sequence[int] = ()) -> None:
         """Raises DaemonNotFound. `given` are descriptors that it passes on."""
         self.control, control = socket.socketpair()
-        self.sockets, sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sockets, sockets = socket.socketpair(socket.AF_UNIX, DOORWAY)
         fds = [control.fileno(), sockets.fileno()]
         self.taken = False
         with control, sockets:
