@@ -174,3 +174,21 @@ async def test_a_runner_reads_its_model_and_its_engine_and_no_other_file(
     confined = sys.platform == "linux" and landlock.abi() and not gpu_devices()
     expected = "yes no no no yes" if confined else "yes yes yes yes yes"
     assert f"error loading model: {expected}" in str(caught.value.exceptions[0])
+
+
+@pytest.mark.parametrize("broken", ["", "raise OSError('no such library')"])
+async def test_what_an_engine_prints_or_raises_when_it_is_imported_is_told(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "xllamacpp.py").write_text(
+        f"import os; os.write(1, b'a banner' + bytes([10]))\n{broken}\n"
+        "def CommonParams(): raise ValueError('it is here')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "model").write_bytes(b"x")
+    spec = child.Spec(tmp_path / "model", 64, 64, 0, -1, True, False, 1)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as group:
+            await child.Runner.start(spec, group)
+    expected = "no such library" if broken else "it is here"
+    assert f"error loading model: {expected}" in str(caught.value.exceptions[0])

@@ -25,6 +25,7 @@ import threading
 from typing import Any
 
 _ENGINE = "xllamacpp"
+_REASONS = (ImportError, RuntimeError, ValueError, TypeError, OSError)
 _LINGER_S = 2.0
 _ARG_END = 46  # of the fields of /proc/self/stat that follow the name: man 5 proc_pid_stat
 
@@ -32,7 +33,9 @@ _ARG_END = 46  # of the fields of /proc/self/stat that follow the name: man 5 pr
 def main() -> None:
     """Serve one model until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the daemon decides
-    with contextlib.suppress(ImportError):  # which is told when there is somebody to tell
+    report = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints goes to the log, not into the report
+    with contextlib.suppress(*_REASONS):  # which are told when there is somebody to tell
         importlib.import_module(_ENGINE)
     line = _first_line()
     if not line:
@@ -42,8 +45,6 @@ def main() -> None:
         _take_name(os.path.basename(settings["model"]))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _signal_end_of_parent()
-    report = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints goes to the log, not into the report
     try:
         sealing = sys.platform == "linux" and not _reaches_a_gpu()
         if sealing:
@@ -56,7 +57,7 @@ def main() -> None:
         answer = {
             "error": "the package xllamacpp is not installed: pip install 'ollama-adapter[embedded]'"
         }
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
+    except _REASONS as error:
         answer = {"error": f"error loading model: {error}"}
     os.write(report, json.dumps(answer).encode() + b"\n")
     if "error" in answer:
