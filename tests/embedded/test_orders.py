@@ -23,6 +23,8 @@ from ollama_adapter.embedded import starter
 from ollama_adapter.embedded.importer import import_gguf
 from ollama_adapter.embedded.orders import Orders, Process
 from ollama_adapter.errors import ConnectFailed
+from ollama_adapter.system import runners
+from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.jail import landlock
 from tests.embedded import daemons
 from tests.embedded.daemons import Daemon, gone, running
@@ -99,6 +101,24 @@ async def test_the_first_order_is_met_by_a_runner_that_has_begun_before_and_no_s
     assert (await listening(orders)).pid == waiting.pid
     assert (await listening(orders)).pid != waiting.pid
     assert len(children(orders)) == 2
+
+
+async def test_a_runner_counts_from_its_order_on_where_it_has_not_waited_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an abort would take the time in which its engine is loaded for its rest."""
+    (tmp_path / "xllamacpp.py").write_text("import threading; threading.Event().wait()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    begun = starter.begin()
+    assert begun is not None
+    orders, clock = Orders(*begun), SystemClock()
+    orders.attach(ended_early)
+    await orders.start()
+    second = await orders.start()
+    await until(lambda: "runner.py" in " ".join(psutil.Process(second.pid).cmdline()))
+    sample = runners.take(orders.pid, "", clock)
+    orders.close()
+    assert sample is not None and second.pid in sample.spent
 
 
 async def test_a_runner_that_ended_while_it_waited_is_replaced_when_it_is_ordered(

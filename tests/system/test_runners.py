@@ -163,3 +163,26 @@ def test_who_listens_is_found_where_it_is_another_process_of_ours() -> None:
         own.bind(("127.0.0.1", 0))
         own.listen()
         assert listener_pid(own.getsockname()[1]) is None, "our children are no runners"
+
+
+WITHOUT_NAME = """
+import threading
+for _ in range({}):
+    threading.Thread(target=threading.Event().wait).start()
+print(flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(("threads", "counts"), [(0, False), (1, True)])
+def test_a_runner_that_can_take_no_name_counts_when_it_has_a_model(
+    threads: int, counts: bool
+) -> None:
+    command = [sys.executable, "-c", WITHOUT_NAME.format(threads), " " * 9]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            sample = take(os.getpid(), "", SystemClock())
+        finally:
+            process.kill()
+    assert sample is not None and (process.pid in sample.spent) is counts

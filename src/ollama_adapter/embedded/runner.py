@@ -83,13 +83,15 @@ def _first_line() -> bytes:
 def _take_name(name: str) -> None:
     """Written over the last argument, where that is empty space for it: it is its memory that others see."""
     place = sys.argv[-1]
-    if place.isspace():
+    if place[1:].isspace():
         import ctypes
 
         with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
             end = int(file.read().rpartition(")")[2].split()[_ARG_END])
         text = os.fsencode(name)[: len(place)].ljust(len(place))
-        ctypes.memmove(end - 1 - len(text), text, len(text))
+        start = end - 1 - len(text)
+        if start > 0 and ctypes.string_at(start, len(text)) == place.encode():  # some kernels say 0
+            ctypes.memmove(start, text, len(text))
 
 
 def _end_with_parent() -> None:

@@ -34,6 +34,9 @@ MESSAGE_BYTES = 1 << 16
 LINE_BYTES = 1 << 14  # of a report, which is a port or a reason
 REPORT_BYTES = 1 << 13  # of it that are passed on: in JSON a byte that is no text takes six
 PLACE_FOR_A_NAME = " " * 200  # the last argument of a runner, into which it writes its model's
+PLACE_OF_ONE_ORDERED = "-".ljust(
+    200
+)  # which counts as a runner before it has a name (system/runners.py)
 CONNECT_S = 2.0
 SPARE = 0  # the number of a runner that nobody has ordered yet
 PASSED_ON = (
@@ -86,7 +89,7 @@ class Starter:
         """Until the front ends."""
         wake = self._catch_signals()
         with contextlib.suppress(OSError):  # the first order will try again
-            self._spare = self._fork()
+            self._spare = self._fork(PLACE_FOR_A_NAME)
             self._pids[SPARE] = self._spare[0]
         self._selector.register(self._control, selectors.EVENT_READ, self._on_order)
         self._selector.register(wake, selectors.EVENT_READ, lambda: self._reap(wake))
@@ -121,7 +124,7 @@ class Starter:
 
     def _start(self, number: int) -> None:
         try:
-            pid, settings, report, log = self._spare or self._fork()
+            pid, settings, report, log = self._spare or self._fork(PLACE_OF_ONE_ORDERED)
         except OSError as error:
             return self._send({"event": "failed", "id": number, "reason": error.strerror})
         self._spare = None
@@ -134,7 +137,7 @@ class Starter:
             report, selectors.EVENT_READ, lambda: self._on_report(number, report, line)
         )
 
-    def _fork(self) -> tuple[int, int, int, int]:
+    def _fork(self, place: str) -> tuple[int, int, int, int]:
         """A runner that waits for its settings: its pid, our ends of its input, its report and its log."""
         pipes: list[int] = []
         try:
@@ -146,18 +149,18 @@ class Starter:
             raise
         its_input, settings, report, its_report, log, its_log = pipes
         if pid == 0:
-            self._become_runner(starter, its_input, its_report, its_log)
+            self._become_runner(starter, place, its_input, its_report, its_log)
         _close([its_input, its_report, its_log])
         return pid, settings, report, log
 
-    def _become_runner(self, starter: int, *ends: int) -> NoReturn:
+    def _become_runner(self, starter: int, place: str, *ends: int) -> NoReturn:
         try:
             self._libc.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != starter:  # it has ended before that was said
                 os._exit(1)
             for target, each in enumerate(ends):
                 os.dup2(each, target)
-            os.execve(self._argv[0], [*self._argv, PLACE_FOR_A_NAME], runner_environment())
+            os.execve(self._argv[0], [*self._argv, place], runner_environment())
         finally:
             os._exit(127)
 

@@ -90,7 +90,7 @@ def take(daemon_pid: int | None, weights: str, clock: Clock) -> Sample | None:
         for child in psutil.Process(daemon_pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 command = child.cmdline()
-                if child.status() != psutil.STATUS_ZOMBIE and _is_runner(command):
+                if child.status() != psutil.STATUS_ZOMBIE and _is_runner(child, command):
                     times = child.cpu_times()
                     named = bool(weights) and any(weights in each for each in command)
                     found.append((child, times.user + times.system, _wants_cpu(child), named))
@@ -170,8 +170,11 @@ def listener_pid(port: int) -> int | None:
     return None
 
 
-def _is_runner(command: list[str]) -> bool:
-    """Not what our own daemon has besides: who starts the runners, and one that waits for its first model."""
-    return (
-        not any(each.endswith(STARTER) for each in command) and not "".join(command[-1:]).isspace()
-    )
+def _is_runner(process: Any, command: list[str]) -> bool:
+    """Not what our own daemon has besides: who starts the runners, and one that waits for its first model.
+
+    That one has no name yet, and no second thread; where the kernel lets none take a name, all have none.
+    """
+    if any(each.endswith(STARTER) for each in command):
+        return False
+    return not "".join(command[-1:]).isspace() or bool(process.num_threads() > 1)
