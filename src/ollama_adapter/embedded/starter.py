@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 MESSAGE_BYTES = 1 << 16
 LINE_BYTES = 1 << 14  # of a report, which is a port or a reason
 REPORT_BYTES = 1 << 13  # of it that are passed on: in JSON a byte that is no text takes six
-PLACE_FOR_A_NAME = " " * 200  # the last argument of a runner, into which it writes its model's
-PLACE_OF_ONE_ORDERED = "-".ljust(
-    200
-)  # which counts as a runner before it has a name (system/runners.py)
+NAME_LENGTH = 200
+PLACE_FOR_A_NAME = " " * NAME_LENGTH  # the last argument of a runner: there it writes its model's
+PLACE_OF_ONE_ORDERED = "-".ljust(NAME_LENGTH)  # it counts before it has a name (system/runners.py)
 CONNECT_S = 2.0
 SPARE = 0  # the number of a runner that nobody has ordered yet
 PASSED_ON = (
