@@ -225,6 +225,37 @@ async def test_a_full_disk_is_an_error(machine: Machine) -> None:
     assert b"No space left" in err and b"Traceback" not in err
 
 
+WORDY = ["--version", "run --help", "completion bash", "status", "models", "tier", "bogus"]
+
+
+@pytest.mark.parametrize("command", WORDY)
+@pytest.mark.parametrize(
+    ("where", "code", "said"),
+    [
+        (">/dev/full", 1, "error: No space left on device\n"),
+        ("| :", 141, ""),
+        (">/dev/null 2>/dev/full", 0, ""),
+        (">/dev/null 2>&-", 0, ""),
+    ],
+)
+async def test_who_takes_no_words_is_told_by_the_code_alone(
+    machine: Machine, command: str, where: str, code: int, said: str
+) -> None:
+    """A full disk, a reader that has gone, and words for people that nobody takes."""
+    if command == "bogus":  # its words are on stderr, and it fails anyway
+        code, said = 2, ""
+    line = f'"{sys.executable}" -m ollama_adapter {command} {where}; exit ${{PIPESTATUS[0]}}'
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", line),
+        env=machine.whole_environment,
+        cwd=machine.home,
+        stderr=subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert process.returncode == code
+    assert command == "bogus" or err.decode() == said
+
+
 @pytest.mark.parametrize("absent", ["click", "rich"])
 def test_without_its_extra_the_command_says_how_to_install_it(absent: str) -> None:
     script = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from ollama_adapter.cli.pulling import line_of, time_left
 from ollama_adapter.core.registry import LEAST_STEP
 from ollama_adapter.events import LoadPhase, PullProgress, PullStage
 from ollama_adapter.testing import ScriptedDaemon, ScriptedRequest, response
-from tests.cli.command import Machine
+from tests.cli.command import Machine, finish
 from tests.embedded.ggufs import llama
 from tests.registry.serving import Fault, Registry, running
 
@@ -151,6 +152,19 @@ async def test_ctrl_c_says_that_it_can_go_on_and_it_does(
     done = await machine.run("pull", "-y", name)
     assert done.code == 0
     assert registry.twice() <= LEAST_STEP + len(WEIGHTS) // 100  # kept on the disk, and on its way
+
+
+async def test_a_program_that_has_gone_ends_the_download(
+    machine: Machine, registry: Registry
+) -> None:
+    name = registry.add("small", WEIGHTS)
+    reading, writing = os.pipe()
+    process = await machine.start("pull", "-y", "--json", name, out=writing)
+    os.close(writing)
+    os.close(reading)
+    done = await finish(process)
+    assert (done.code, done.err) == (141, "")
+    assert manifests(machine) == []
 
 
 async def test_a_daemon_with_a_store_of_its_own_downloads_by_itself(machine: Machine) -> None:

@@ -10,6 +10,7 @@ import pytest
 from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.testing import ScriptedDaemon, json_response
 from tests.cli.command import Machine
+from tests.embedded import daemons
 
 pytestmark = pytest.mark.anyio
 
@@ -179,3 +180,16 @@ async def test_names_are_shown_and_never_obeyed(machine: Machine) -> None:
     machine.environment["OLLAMA_MODELS"] = str(odd)
     done = await machine.run("purge")
     assert "odd␛[2J" in done.out and "models of yours" in done.out and "\x1b" not in done.out
+
+
+async def test_what_a_daemon_serves_is_not_removed_wherever_that_listens(
+    machine: Machine, data: Path
+) -> None:
+    store(data / "models")
+    environment = {"HOME": str(machine.home), "OLLAMA_MODELS": str(data / "models")}
+    with daemons.running(data / "models", **environment) as daemon:
+        done = await machine.run("purge", "models", "--yes")
+        assert done.code == 1 and "a daemon serves the models in" in done.err
+        assert daemon.stop() == 0
+    assert (await machine.run("purge", "models", "--yes")).code == 0
+    assert not (data / "models" / "blobs").exists()

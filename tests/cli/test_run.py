@@ -7,6 +7,7 @@ import dataclasses
 import json
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from ollama_adapter.testing import (
     stream,
 )
 from tests.cli.command import WATCHDOG_S, Machine, finish, interrupt
+from tests.embedded import daemons
 from tests.serving import saying
 
 pytestmark = pytest.mark.anyio
@@ -237,3 +239,13 @@ async def test_the_lines_are_json_whatever_the_model_says(machine: Machine) -> N
         done = await machine.run("run", "m", "hi", "--json")
     first = json.loads(done.out.split("\n")[0])
     assert first["token"] == said
+
+
+async def test_the_demonstration_model_is_asked_of_a_daemon_of_ours_that_runs(
+    machine: Machine, tmp_path: Path
+) -> None:
+    with daemons.running(tmp_path / "store") as daemon:
+        machine.environment["OLLAMA_HOST"] = f"127.0.0.1:{daemon.port}"
+        done = await machine.run("run", "--num-predict", "1", "hi")
+        assert done.code == 0, done.err
+        assert daemon.resident() == ["tinydoc:latest"]

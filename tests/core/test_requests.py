@@ -92,12 +92,13 @@ GOOD: dict[str, list[Any]] = {
     "tools": [[], [{"type": "function"}], (MappingProxyType({"type": "function"}),)],
     "dimensions": INTEGERS,
     **dict.fromkeys(
-        ("num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch"),
+        ("num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_batch"),
         INTEGERS,
     ),
     **dict.fromkeys(("num_gpu", "main_gpu", "num_thread", "draft_num_predict"), INTEGERS),
     **dict.fromkeys(("top_p", "min_p", "typical_p", "temperature", "repeat_penalty"), NUMBERS),
     **dict.fromkeys(("presence_penalty", "frequency_penalty"), NUMBERS),
+    "num_ctx": [1, 2**31, Level.SEVEN, Count(3)],
     "use_mmap": BOOLEANS,
     "stop": [[], ["a", "b"], ("a",)],
 }
@@ -122,6 +123,7 @@ BAD: dict[str, list[Any]] = {
         if GOOD[name] is INTEGERS
     },
     "dimensions": [1.0, "1", True, None],
+    "num_ctx": [0, -1, 1.0, "1", True, None, [], math.nan],
     **{
         name: ["1", True, None, [], math.nan, math.inf, -math.inf, 1j]
         for name in OPTIONS

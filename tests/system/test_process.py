@@ -23,9 +23,9 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import ollama_adapter
-from ollama_adapter.errors import AdapterError, DaemonNotFound
+from ollama_adapter.errors import AdapterError, DaemonExited, DaemonNotFound
 from ollama_adapter.system import process
-from ollama_adapter.system.process import Child, spawn
+from ollama_adapter.system.process import Child, Keeper, order, spawn
 from ollama_adapter.system.running import Exit
 from ollama_adapter.system.scope import TaskScope
 
@@ -417,6 +417,15 @@ async def test_when_the_keeper_is_killed_the_family_goes(
     async with all_ending(family_of(child, told)):
         os.kill(child.group, signal.SIGKILL)
     assert await child.exited == Exit(None)
+
+
+async def test_a_keeper_that_is_killed_before_it_has_spawned_is_no_fault_of_the_jail(
+    mailbox: Mailbox, scope: TaskScope
+) -> None:
+    with Keeper() as keeper:
+        os.kill(keeper.process.pid, signal.SIGKILL)
+        with pytest.raises(DaemonExited, match="its keeper died"):
+            await order(keeper, program(SLEEPER, mailbox), {}, "/", scope)
 
 
 APPLICATION = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -20,12 +21,58 @@ def main() -> None:
     """Run the command that the arguments name, and exit."""
     _open_standard_files()
     try:
-        sys.exit(app.main(prog_name=NAME, standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        code = _invoke(sys.argv[1:])
+        if code == 0:  # else it has been told what went wrong
+            sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        code = 130
+    except BrokenPipeError:
+        code = 141
+    except OSError as error:  # such as a full disk
+        code = 1
+        _say(f"error: {error.strerror}")
+    _drop_what_nobody_takes()
+    sys.exit(code)
+
+
+def _invoke(arguments: list[str]) -> int:
+    """The exit code. What click does in `Group.main`, but that errors of stdout come through."""
+    if asked := os.environ.get(COMPLETE_VARIABLE):  # noqa: TID251 - by which a shell asks
+        from click.shell_completion import shell_complete
+
+        return shell_complete(app, {}, NAME, COMPLETE_VARIABLE, asked)
+    try:
+        with app.make_context(NAME, arguments) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        _say(error.format_message())
+        return error.exit_code
+    except click.UsageError as error:
+        place = error.ctx.command_path if error.ctx is not None else NAME
+        usage = error.ctx.get_usage() if error.ctx is not None else ""
+        _say(
+            f"{usage}\nerror: {error.format_message()}\nhint: `{place} --help` tells what there is"
+        )
+        return error.exit_code
+    return 0
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(OSError):
+        print(words, file=sys.stderr, flush=True)
+
+
+def _drop_what_nobody_takes() -> None:
+    """At its end Python would try to write it, and fail with a code of its own."""
+    for number, stream in enumerate((sys.stdout, sys.stderr), 1):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
 
 
 def _open_standard_files() -> None:
@@ -88,8 +135,9 @@ def completion(shell: str) -> None:
 
     \b
     Examples:
-      eval "$(ollama-adapter completion bash)"                  in ~/.bashrc; zsh the same in ~/.zshrc
-      ollama-adapter completion fish | source                   in ~/.config/fish/config.fish
+      eval "$(ollama-adapter completion bash)"       in ~/.bashrc
+      eval "$(ollama-adapter completion zsh)"        in ~/.zshrc
+      ollama-adapter completion fish | source        in config.fish
     """
     from click.shell_completion import get_completion_class
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -16,7 +17,10 @@ from ollama_adapter.cli.draw import is_demonstration
 from ollama_adapter.cli.output import complain
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core import vocabulary
-from ollama_adapter.errors import InvalidRequest
+from ollama_adapter.core.versions import EMBEDDED_SUFFIX
+from ollama_adapter.errors import AdapterError, InvalidRequest
+from ollama_adapter.system.dialing import dial_port
+from ollama_adapter.system.probe import probe
 from ollama_adapter.system.settings import has_embedded_engine
 
 DEFAULT_MODEL: Final = "tinydoc"
@@ -63,11 +67,15 @@ def default_model(config: Config) -> str:
     return config.model or DEFAULT_MODEL
 
 
-def with_daemon_for(model: str, config: Config) -> Config:
-    """The model of the package is in our own daemon: a user's Ollama does not have it."""
+async def with_daemon_for(model: str, config: Config) -> Config:
+    """The model of the package is in a daemon of our own, which may run: a user's Ollama does not have it."""
     daemon = config.daemon
     if not (is_demonstration(model) and daemon.mode is DaemonMode.AUTO and has_embedded_engine()):
         return config
+    with contextlib.suppress(AdapterError, OSError):
+        version = await probe(dial_port(daemon.port), daemon.port, daemon.probe_timeout_s)
+        if version.endswith(EMBEDDED_SUFFIX):
+            return config
     return replace(config, daemon=replace(daemon, mode=DaemonMode.EMBEDDED))
 
 
@@ -157,12 +165,14 @@ def _texts(text: str) -> list[Any]:
 
 _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     vocabulary.INTEGER.words: int,
+    vocabulary.SIZE.words: int,
     vocabulary.NUMBER.words: float,
     vocabulary.BOOLEAN.words: lambda text: _WORDS[text.lower()],
     vocabulary.TEXTS.words: _texts,
 }
 _EXAMPLES: Final = {
     vocabulary.INTEGER.words: "42",
+    vocabulary.SIZE.words: "4096",
     vocabulary.NUMBER.words: "0.7",
     vocabulary.BOOLEAN.words: "true",
     vocabulary.TEXTS.words: "END",

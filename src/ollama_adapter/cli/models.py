@@ -54,7 +54,7 @@ async def _models(config: Config, as_json: bool) -> None:
     if any(each["advisory"] and not each["fits"] for each in found):
         complain("note", ADVICE)
     if any(is_demonstration(str(each.get("name", ""))) for each in found):
-        console(stderr=True).print(Text(f"\n{DEMONSTRATION}", LABEL))
+        complain("note", DEMONSTRATION)
 
 
 async def _in_memory(adapter: OllamaAdapter, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ an argument says is data: on a terminal its control characters are shown, never 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import select
@@ -84,9 +85,14 @@ def stdout() -> Output:
     return Output(1, sys.stdout.encoding or "utf-8")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - called where it is caught; rich would end the program itself
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console that wraps at a terminal's width and nowhere else."""
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = 10_000
     return made
@@ -111,7 +117,8 @@ def complain(kind: str, message: str, hint: str = "", details: Sequence[str] = (
         lines.append(f"\n  {harmless(detail)}")
     if hint:
         lines.append("\nhint: ", "bold cyan").append(harmless(hint))
-    console(stderr=True).print(lines, soft_wrap=True)
+    with contextlib.suppress(OSError):  # nobody reads it: no reason to fail
+        console(stderr=True).print(lines, soft_wrap=True)
 
 
 class Notices(logging.Handler):

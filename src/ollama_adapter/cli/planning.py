@@ -37,7 +37,7 @@ async def _plan(config: Config, model: str, num_ctx: int | None, as_json: bool) 
         try:
             found, after = await _ask(adopting(config), model, num_ctx)
         except DaemonNotFound:  # none runs: one is started for the moment
-            found, after = await _ask(asking.with_daemon_for(model, config), model, num_ctx)
+            found, after = await _ask(await asking.with_daemon_for(model, config), model, num_ctx)
     else:
         found, after = await _ask(config, model, num_ctx)
     if as_json:

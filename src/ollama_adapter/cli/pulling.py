@@ -50,10 +50,13 @@ class _Pull:
         self._bar = Progress(*columns, console=self._screen, transient=True, disable=not shown)
         self._task = self._bar.add_task("", total=None)
         self._come = False
+        self._work: asyncio.Task[Any] | None = None
+        self._unheard: OSError | None = None  # nobody reads what we tell
         self._told = -1  # the last tenth of which a reader that is no terminal was told
 
     async def run(self) -> None:
         await self._agree_to_the_registry()
+        self._work = asyncio.current_task()
         adapter = OllamaAdapter(adopting(self._config))
         try:
             with self._bar:
@@ -61,6 +64,9 @@ class _Pull:
                     self._model, self._tell, confirm=self._confirm, also_from=self._also_from
                 )
         except asyncio.CancelledError:
+            if self._unheard is not None and self._work is not None:
+                self._work.uncancel()
+                raise self._unheard from None
             if self._come:
                 complain("note", CONTINUED)
             raise
@@ -107,6 +113,15 @@ class _Pull:
     # How far it is
 
     def _tell(self, progress: PullProgress) -> None:
+        """In a callback, where an error would be told and not end the download."""
+        try:
+            self._show(progress)
+        except OSError as error:
+            if self._unheard is None and self._work is not None:
+                self._unheard = error
+                self._work.cancel()
+
+    def _show(self, progress: PullProgress) -> None:
         if progress.stage is not PullStage.ASKING:  # what comes then is no part of the model yet
             self._come = self._come or progress.done_bytes > 0
         if self._as_json:

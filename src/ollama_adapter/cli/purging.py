@@ -131,11 +131,8 @@ async def _check_unused(config: Config, chosen: Sequence[Belonging]) -> None:
             hint="end that application first; nothing was removed",
         )
     for each in chosen:
-        if in_use(each):
-            raise DaemonError(
-                f"a model is being pulled into {each.place}",
-                hint="wait for it, or end it first; nothing was removed",
-            )
+        if use := in_use(each):
+            raise DaemonError(use, hint="wait for it, or end it first; nothing was removed")
     if not all(each.ours for each in chosen) and (address := await _adoptable(config)):
         raise DaemonError(
             f"a daemon runs on {address}, and may use these files",

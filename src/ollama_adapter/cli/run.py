@@ -38,7 +38,6 @@ class Command(msgspec.Struct, frozen=True):
         """The work. Raises InvalidRequest, ConfigError."""
         config = settings.load_config()
         model, prompt = asking.model_and_prompt(self.words, self.model, config)
-        config = asking.with_daemon_for(model, config)
         given = {**self.fields, "format": asking.read_format(self.format)}
         if not self.chat:
             given["system"] = self.system
@@ -49,20 +48,27 @@ class Command(msgspec.Struct, frozen=True):
         fields = asking.keywords(given, self.options)
         messages = asking.system_message(self.system)
         if self.chat and prompt is None and sys.stdin.isatty() and is_terminal():
-            from ollama_adapter.cli.chat import converse
-
-            return converse(config, model, messages, fields, self._way())
+            return self._converse(config, model, messages, fields)
         text = asking.read_prompt(prompt, strip=not fields.get("raw"))
         if self.chat:
             messages.append(asking.user_message(text))
-            return self._answer(config, lambda it: it.chat_stream(model, messages, **fields))
-        return self._answer(config, lambda it: it.generate_stream(model, text, **fields))
+            return self._answer(config, model, lambda it: it.chat_stream(model, messages, **fields))
+        return self._answer(config, model, lambda it: it.generate_stream(model, text, **fields))
 
     def _way(self) -> showing.Way:
         return showing.choose(as_json=self.as_json, statistics=self.statistics)
 
-    async def _answer(self, config: Config, start: Start) -> None:
+    async def _converse(
+        self, config: Config, model: str, messages: list[dict[str, str]], fields: dict[str, Any]
+    ) -> None:
+        from ollama_adapter.cli.chat import converse
+
+        config = await asking.with_daemon_for(model, config)
+        await converse(config, model, messages, fields, self._way())
+
+    async def _answer(self, config: Config, model: str, start: Start) -> None:
         way = self._way()
+        config = await asking.with_daemon_for(model, config)
         orchestrator = Orchestrator(config, on_frame=way.on_frame)
         stream = start(orchestrator.adapter)  # what is wrong with it is said before a daemon starts
         with quiet_keyboard(), notices.held():

@@ -71,11 +71,6 @@ def check_options(reloading: Mapping[str, Any]) -> None:
         if name not in kinds:
             raise unknown("option of a load", name, kinds)
         check(name, kinds[name], value)
-    if "num_ctx" in reloading and reloading["num_ctx"] < 1:
-        raise InvalidRequest(
-            "num_ctx must be above 0",
-            hint="it is a number of tokens; left out, it is the model's usual one",
-        )
 
 
 def settle(model: str, asked: Mapping[str, Any], held: Held, policy: Reloading) -> Settled:

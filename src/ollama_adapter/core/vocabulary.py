@@ -25,6 +25,10 @@ def _integer(value: Any) -> bool:
     return whole and -(1 << 63) <= value < 1 << 63
 
 
+def _size(value: Any) -> bool:
+    return _integer(value) and value > 0
+
+
 def _number(value: Any) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
@@ -105,6 +109,7 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 INTEGER: Final = Kind("an integer", _integer, shown=True)
+SIZE: Final = Kind("an integer above 0", _size, shown=True)
 NUMBER: Final = Kind("a finite number", _number, shown=True)
 BOOLEAN: Final = Kind("True or False", _boolean, shown=True)
 TEXT: Final = Kind("a string", _text)
@@ -161,7 +166,7 @@ OPTIONS: Final[dict[str, Kind]] = {
     "presence_penalty": NUMBER,
     "frequency_penalty": NUMBER,
     "stop": TEXTS,
-    "num_ctx": INTEGER,
+    "num_ctx": SIZE,
     "num_batch": INTEGER,
     "num_gpu": INTEGER,
     "main_gpu": INTEGER,

@@ -67,6 +67,15 @@ def _end_without_starter() -> None:
     os._exit(1)
 
 
+def _hold(models: Path) -> None:
+    """For as long as we live: what a daemon serves, `purge` does not remove (system/belongings.py)."""
+    with contextlib.suppress(OSError, ImportError):
+        import fcntl
+
+        models.mkdir(parents=True, exist_ok=True)
+        fcntl.flock(os.open(models, os.O_RDONLY), fcntl.LOCK_SH)
+
+
 def _give_up(models: Path) -> None:
     """All that serving does not need: programs, sockets, files but models and our own code.
 
@@ -75,8 +84,6 @@ def _give_up(models: Path) -> None:
     from ollama_adapter.system.jail import seal
     from ollama_adapter.system.jail.paths import FACTS, HARDWARE, LIBRARIES, python_paths
 
-    with contextlib.suppress(OSError):
-        models.mkdir(parents=True, exist_ok=True)
     store = [models, *(models / each for each in ("blobs", "manifests"))]  # they may be links
     with contextlib.suppress(OSError):
         seal.keep_to_files(
@@ -98,6 +105,7 @@ async def _serve(sock: socket.socket, orders: Orders | None) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
+    _hold(store.root)
     if orders is not None:
         orders.attach(_end_without_starter)
         _give_up(store.root)

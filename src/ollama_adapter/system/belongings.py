@@ -114,10 +114,14 @@ def _files(top: Path) -> Iterator[Path]:
                     yield path
 
 
-def in_use(belonging: Belonging) -> bool:
-    """Somebody pulls into it at this moment."""
+def in_use(belonging: Belonging) -> str:
+    """What somebody does with it at this moment; "" where nobody is seen to do anything."""
+    if _is_locked(belonging.place):  # Store.hold
+        return f"a daemon serves the models in {belonging.place}"
     places = [belonging.place / PULLING, *belonging.paths]
-    return any(_is_locked(lock) for place in places for lock in place.glob("*.lock"))
+    if any(_is_locked(lock) for place in places for lock in place.glob("*.lock")):
+        return f"a model is being pulled into {belonging.place}"
+    return ""
 
 
 def _is_locked(lock: Path) -> bool:

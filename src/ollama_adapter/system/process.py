@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ollama_adapter.errors import DaemonNotFound, NotSandboxed
+from ollama_adapter.errors import DaemonExited, DaemonNotFound, NotSandboxed
 from ollama_adapter.system.dialing import dial_port
 from ollama_adapter.system.jail.passing import Doorway
 from ollama_adapter.system.jail.policy import Level, Policy
@@ -74,12 +74,17 @@ class Child:
         return self._keeper.pid
 
     async def start(self, spec: Mapping[str, Any]) -> None:
-        """Hand the keeper its order. Raises DaemonNotFound when the program cannot be started."""
+        """Hand the keeper its order. Raises DaemonNotFound when the program cannot be started.
+
+        And NotSandboxed where that, or its jail, cannot be in a jail; DaemonExited when the keeper has ended.
+        """
         self._writer.write(_line(spec))
-        answer: dict[str, Any] = {"event": "failed", "reason": "its keeper died"}
+        line = b""
         with contextlib.suppress(OSError):  # killed with our order unread, it resets the connection
-            if line := await self._reader.readline():
-                answer = json.loads(line)
+            line = await self._reader.readline()
+        if not line:
+            raise DaemonExited(f"{spec['argv'][0]} cannot be started: its keeper died")
+        answer: dict[str, Any] = json.loads(line)
         if answer["event"] != "spawned":
             kind = DaemonNotFound if self._policy is None else NotSandboxed
             raise kind(f"{spec['argv'][0]} cannot be started: {answer['reason']}")

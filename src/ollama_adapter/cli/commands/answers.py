@@ -69,7 +69,7 @@ def run(
     execute(command.prepare, as_json=as_json)
 
 
-@click.command
+@click.command(short_help="Print the vector of each text.")
 @MODEL
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @JSON

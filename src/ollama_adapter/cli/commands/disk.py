@@ -25,7 +25,7 @@ def models(as_json: bool) -> None:
     execute(lambda: command.models(as_json=as_json), as_json=as_json)
 
 
-@click.command
+@click.command(short_help="Download a model from a registry.")
 @MODEL
 @click.option("--yes", "-y", is_flag=True, help="Do not ask: this is your consent.")
 @click.option(
@@ -89,7 +89,7 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     execute(lambda: command.remove(names, yes=yes, as_json=as_json), as_json=as_json)
 
 
-@click.command
+@click.command(short_help="Tell what lies where on the disk, and remove it.")
 @click.argument("parts", nargs=-1, metavar="[PART]...")
 @YES
 @JSON

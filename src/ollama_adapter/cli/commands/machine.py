@@ -7,7 +7,7 @@ import click
 from ollama_adapter.cli.commands import JSON
 
 
-@click.command
+@click.command(short_help="Tell which daemon runs or would be started.")
 @click.option("--start", is_flag=True, help="Start a daemon where none runs.")
 @JSON
 def status(start: bool, as_json: bool) -> None:
@@ -27,7 +27,7 @@ def status(start: bool, as_json: bool) -> None:
     execute(lambda: command.status(start=start, as_json=as_json), as_json=as_json)
 
 
-@click.command
+@click.command(short_help="Tell what is installed, and prove the sandbox.")
 @JSON
 def doctor(as_json: bool) -> None:
     """Tell what is installed and which sandbox holds here, and prove it with harmless attacks.
@@ -45,7 +45,7 @@ def doctor(as_json: bool) -> None:
     execute(lambda: command.doctor(as_json=as_json), as_json=as_json)
 
 
-@click.command
+@click.command(short_help="Tell which class of machine this is, and why.")
 @click.argument("model", default="")
 @click.option("--measure", is_flag=True, help="Measure what this machine can do, in a few seconds.")
 @JSON

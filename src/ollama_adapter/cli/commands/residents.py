@@ -16,7 +16,7 @@ _OPTIONS = click.option(
 )
 
 
-@click.command
+@click.command(short_help="List the models in memory.")
 @JSON
 def ps(as_json: bool) -> None:
     """List the models in memory: what they take, whether they work, and until when they stay there.
@@ -32,7 +32,7 @@ def ps(as_json: bool) -> None:
     execute(lambda: command.ps(as_json=as_json), as_json=as_json)
 
 
-@click.command
+@click.command(short_help="Tell what loading a model would take, and if it fits.")
 @MODEL
 @NUM_CTX
 @JSON
@@ -88,7 +88,7 @@ def load(
     execute(lambda: command.prepare(as_json=as_json), as_json=as_json)
 
 
-@click.command
+@click.command(short_help="Bring a model into memory, to stay there.")
 @MODEL
 @NUM_CTX
 @_OPTIONS
@@ -110,7 +110,7 @@ def pin(model: str, num_ctx: int | None, options: tuple[str, ...], as_json: bool
     execute(lambda: command.prepare(as_json=as_json), as_json=as_json)
 
 
-@click.command
+@click.command(short_help="Let a model that is pinned go again.")
 @MODEL
 @JSON
 def unpin(model: str, as_json: bool) -> None:

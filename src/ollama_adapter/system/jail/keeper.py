@@ -89,8 +89,9 @@ class Keeper:
     def _spawn(self, spec: dict[str, Any]) -> bool:
         try:
             self._daemon = self._spawn_jailed(spec) if "policy" in spec else _spawn_plain(spec)
-        except OSError as error:
-            self._send({"event": "failed", "reason": error.strerror or "it cannot be started"})
+        except (OSError, ValueError) as error:  # the latter of a name with a zero byte
+            reason = getattr(error, "strerror", None) or "it cannot be started"
+            self._send({"event": "failed", "reason": reason})
             return False
         finally:
             for fd in spec.get("given", ()):
