@@ -225,7 +225,7 @@ async def test_a_full_disk_is_an_error(machine: Machine) -> None:
     assert b"No space left" in err and b"Traceback" not in err
 
 
-WORDY = ["--version", "run --help", "completion bash", "status", "models", "tier", "bogus"]
+WORDY = ["--help", "status", "models", "bogus"]
 
 
 @pytest.mark.parametrize("command", WORDY)
@@ -233,7 +233,7 @@ WORDY = ["--version", "run --help", "completion bash", "status", "models", "tier
     ("where", "code", "said"),
     [
         (">/dev/full", 1, "error: No space left on device\n"),
-        ("| :", 141, ""),
+        ("", 141, ""),  # the reader has gone
         (">/dev/null 2>/dev/full", 0, ""),
         (">/dev/null 2>&-", 0, ""),
     ],
@@ -242,18 +242,21 @@ async def test_who_takes_no_words_is_told_by_the_code_alone(
     machine: Machine, command: str, where: str, code: int, said: str
 ) -> None:
     """A full disk, a reader that has gone, and words for people that nobody takes."""
-    if command == "bogus":  # its words are on stderr, and it fails anyway
-        code, said = 2, ""
-    line = f'"{sys.executable}" -m ollama_adapter {command} {where}; exit ${{PIPESTATUS[0]}}'
+    reading, writing = os.pipe()
+    os.close(reading)
     process = await asyncio.create_subprocess_exec(
-        *("bash", "-c", line),
+        *("/bin/sh", "-c", f'"{sys.executable}" -m ollama_adapter {command} {where}'),
         env=machine.whole_environment,
         cwd=machine.home,
+        stdout=writing,
         stderr=subprocess.PIPE,
     )
+    os.close(writing)
     _, err = await process.communicate()
-    assert process.returncode == code
-    assert command == "bogus" or err.decode() == said
+    if command == "bogus":  # its words are on stderr, and it fails anyway
+        assert process.returncode == 2
+    else:
+        assert (process.returncode, err.decode()) == (code, said)
 
 
 @pytest.mark.parametrize("absent", ["click", "rich"])

@@ -121,15 +121,23 @@ async def test_a_runner_counts_from_its_order_on_where_it_has_not_waited_for_it(
     assert sample is not None and second.pid in sample.spent
 
 
+def pipes(orders: Orders) -> int:
+    """How many ends of pipes the starter holds, its standard files apart."""
+    found = 0
+    for each in Path(f"/proc/{orders.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += int(each.name) > 2 and os.readlink(each).startswith("pipe:")
+    return found
+
+
 async def test_a_runner_that_ended_while_it_waited_is_replaced_when_it_is_ordered(
     orders: Orders,
 ) -> None:
-    await until(lambda: children(orders))
+    its_own = 2  # by which signals wake it
+    await until(lambda: pipes(orders) == its_own + 3)
     (waiting,) = children(orders)
-    held = len(os.listdir(f"/proc/{orders.pid}/fd"))
     waiting.kill()
-    await until(lambda: not psutil.Process(orders.pid).children())
-    assert len(os.listdir(f"/proc/{orders.pid}/fd")) == held - 3, "its pipes are still open"
+    await until(lambda: pipes(orders) == its_own)
     process = await listening(orders)
     assert process.pid != waiting.pid
 
