@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Final
 
@@ -40,7 +39,6 @@ def execute(prepare: Callable[[], Awaitable[None]], *, as_json: bool = False) ->
         signal.signal(signal.SIGINT, signal.SIG_IGN if code else signal.SIG_DFL)
         sys.stdout.flush()
     except BrokenPipeError:
-        discard_output()
         code = CLOSED_PIPE
     except KeyboardInterrupt:  # before the loop or after it
         code = 128 + signal.SIGINT
@@ -114,14 +112,5 @@ async def _until_signal(work: Awaitable[None]) -> int:
 
 def _report(error: AdapterError | OSError, as_json: bool) -> None:
     """In words on stderr, or as the last line of the JSON on stdout."""
-    try:
+    with suppress(OSError):  # what nobody takes is dropped at the very end (app.main)
         tell_json(error) if as_json else tell(error)
-    except OSError:
-        discard_output()
-
-
-def discard_output() -> None:
-    """Nobody reads any more: what is buffered goes nowhere, and the interpreter ends in peace."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
