@@ -25,7 +25,7 @@ from anyio.lowlevel import checkpoint
 import ollama_adapter
 from ollama_adapter.errors import AdapterError, DaemonExited, DaemonNotFound
 from ollama_adapter.system import process
-from ollama_adapter.system.process import Child, Keeper, order, spawn
+from ollama_adapter.system.process import Child, Keeper, spawn
 from ollama_adapter.system.running import Exit
 from ollama_adapter.system.scope import TaskScope
 
@@ -425,7 +425,7 @@ async def test_a_keeper_that_is_killed_before_it_has_spawned_is_no_fault_of_the_
     with Keeper() as keeper:
         os.kill(keeper.process.pid, signal.SIGKILL)
         with pytest.raises(DaemonExited, match="its keeper died"):
-            await order(keeper, program(SLEEPER, mailbox), {}, "/", scope)
+            await spawn(program(SLEEPER, mailbox), {}, "/", scope, keeper=keeper)
 
 
 APPLICATION = """

@@ -150,7 +150,7 @@ def _end_group(leader: subprocess.Popen[bytes]) -> None:
 
 
 class Keeper:
-    """A keeper that waits for its order; it ends with the `with` in which nobody has given it one."""
+    """A keeper that waits for its order. Leaving a `with` ends one that was given none; twice is no harm."""
 
     def __init__(self, given: Sequence[int] = ()) -> None:
         """Raises DaemonNotFound. `given` are descriptors that it passes on."""
@@ -193,35 +193,23 @@ async def spawn(
     policy: Policy | None = None,
     *,
     given: Sequence[int] = (),
+    keeper: Keeper | None = None,
 ) -> Child:
     """Start `argv` under a keeper of its own, in the jail of `policy`, with the descriptors `given`.
 
-    These have the same numbers there; ours stay ours. Raises DaemonNotFound when it cannot be started,
-    NotSandboxed when it, or its jail, cannot be.
+    These have the same numbers there; ours stay ours. `keeper` is one that has begun before, without any
+    `given`; it serves once. Raises DaemonNotFound when it cannot be started, NotSandboxed when it, or its
+    jail, cannot be, DaemonExited when its keeper has ended.
     """
-    with Keeper(given) as keeper:
-        return await order(keeper, argv, env, cwd, scope, policy, given=given)
-
-
-async def order(
-    keeper: Keeper,
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    cwd: str,
-    scope: TaskScope,
-    policy: Policy | None = None,
-    *,
-    given: Sequence[int] = (),
-) -> Child:
-    """As `spawn`, by a keeper that has been begun before; it can be given one order."""
     spec: dict[str, Any] = {"argv": list(argv), "env": dict(env), "cwd": cwd, "parent": os.getpid()}
     if given:
         spec["given"] = list(given)
     if policy is not None and policy.level is not Level.NONE:
         spec["policy"] = asdict(policy)
-    streams = await asyncio.open_connection(sock=keeper.control, limit=LINE_LIMIT)
-    keeper.taken = True
-    child = Child(keeper.process, *streams, keeper.sockets, policy)
+    with keeper or Keeper(given) as begun:
+        streams = await asyncio.open_connection(sock=begun.control, limit=LINE_LIMIT)
+        begun.taken = True
+    child = Child(begun.process, *streams, begun.sockets, policy)
     try:
         await child.start(spec)
         child.watcher = scope.spawn(child.watch(), name="daemon output")

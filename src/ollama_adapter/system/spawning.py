@@ -29,7 +29,7 @@ from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.paths import daemon_policy, gpu_devices
 from ollama_adapter.system.jail.policy import Level, Policy
 from ollama_adapter.system.probe import probe
-from ollama_adapter.system.process import Child, Keeper, order, spawn
+from ollama_adapter.system.process import Child, Keeper, spawn
 from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.system.running import Exit, Running
 from ollama_adapter.system.scope import TaskScope
@@ -104,7 +104,7 @@ class Spawner:
                     raise refusal or error from None
                 try:
                     policy = self._policy(level, argv, environment, port)
-                    return await order(keeper, argv, environment, "/", self._scope, policy)
+                    return await spawn(argv, environment, "/", self._scope, policy, keeper=keeper)
                 except NotSandboxed as error:
                     log.warning("the daemon cannot be started at level %s", level)
                     refusal = refusal or error
