@@ -86,7 +86,7 @@ async def abort_once(
         read, began = len(case.read), loop.time()
 
         def look() -> None:
-            closing = exchange is None or exchange._transport.is_closing()
+            closing = exchange is None or exchange.ended.done()
             account.late += not (closing and session.ended and not session.channel)
             account.close_ms[account.done] = (loop.time() - began) * 1e3
             account.done += 1

@@ -105,7 +105,7 @@ class Wire:
 
     def feed(self, exchange: Exchange, pieces: list[bytes], end: str | None) -> None:
         for piece in pieces:
-            exchange.data_received(piece)
+            exchange.receive(piece)
         if end != "complete":
             self.theirs.close()
 

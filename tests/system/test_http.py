@@ -7,8 +7,8 @@ import os
 import resource
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -28,6 +28,7 @@ from ollama_adapter.system.http import (
     MAX_HEAD_BYTES,
     READ_BYTES,
     Exchange,
+    Sink,
     encode_request,
     open_exchange,
 )
@@ -112,22 +113,15 @@ def sockets() -> int:
 # The parser's side, without a network: every way to cut an answer into two reads, and many more
 
 
-class Wire(asyncio.Transport):
-    """The transport under test conditions: it keeps what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.aborted = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += bytes(data)
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    def is_closing(self) -> bool:
-        return self.aborted
+@contextmanager
+def wired(sink: Sink) -> Iterator[tuple[Exchange, socket.socket]]:
+    """An exchange that is fed by hand, and the other end of its connection."""
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        ours.setblocking(False)
+        exchange = Exchange(ours, GET, sink)
+        yield exchange, theirs
+        exchange.close()
 
 
 Outcome = tuple[int, bytes, object]
@@ -147,13 +141,12 @@ def receive(reads: Sequence[bytes], refuse: bytes = b"\0") -> Outcome:
         if refuse in body:
             raise ProtocolError("the sink refuses")
 
-    exchange, wire = Exchange(GET, sink), Wire()
-    exchange.connection_made(wire)
-    assert wire.written == GET
-    for each in reads:
-        exchange.data_received(each)
-    exchange.connection_lost(None)
-    assert wire.aborted
+    with wired(sink) as (exchange, daemon):
+        assert daemon.recv(1024) == GET
+        for each in reads:
+            exchange.receive(each)
+        exchange.receive(b"")
+        assert daemon.recv(1) == b"", "the connection was not closed"
     failure = exchange.ended.exception()
     assert not body or status == exchange.status
     outcome = str(failure) if failure else exchange.ended.result()
@@ -230,20 +223,18 @@ async def test_an_answer_is_the_same_however_it_is_cut() -> None:
 
 async def test_what_comes_in_one_read_is_handed_over_at_once() -> None:
     handed: list[bytes] = []
-    exchange = Exchange(GET, lambda _status, data, _now: handed.append(data))
-    exchange.connection_made(Wire())
-    exchange.data_received(CHUNKED + b"1\r\na\r\n1\r\nb\r\n")
-    exchange.data_received(b"1\r\nc\r\n0\r\n\r\n")
+    with wired(lambda _status, data, _now: handed.append(data)) as (exchange, _):
+        exchange.receive(CHUNKED + b"1\r\na\r\n1\r\nb\r\n")
+        exchange.receive(b"1\r\nc\r\n0\r\n\r\n")
     assert handed == [b"ab", b"c"]
 
 
 async def test_nothing_is_handed_over_after_the_end() -> None:
     handed: list[bytes] = []
-    exchange = Exchange(GET, lambda _status, data, _now: handed.append(data))
-    exchange.connection_made(Wire())
-    exchange.data_received(CHUNKED + b"1\r\na\r\n")
-    exchange.close()
-    exchange.data_received(b"1\r\nb\r\n")
+    with wired(lambda _status, data, _now: handed.append(data)) as (exchange, _):
+        exchange.receive(CHUNKED + b"1\r\na\r\n")
+        exchange.close()
+        exchange.receive(b"1\r\nb\r\n")
     assert handed == [b"a"]
     assert repr(exchange) == "<Exchange status 200 closed>"
 
@@ -492,8 +483,8 @@ async def test_cancelling_at_any_turn_of_the_loop_leaves_no_socket() -> None:
             await until(lambda: sockets() == before)
 
 
-async def test_cancelling_while_the_connection_is_made_leaves_its_descriptor_free() -> None:
-    """A transport with bytes to write would go on to hold a number that is someone else's by now."""
+async def test_cancelling_while_the_request_goes_leaves_its_descriptor_free() -> None:
+    """A loop that still waits for room to write would hold a number that is someone else's by now."""
     request = encode_request("POST", "/api/generate", b"x" * 20_000_000)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         ours = socket.create_connection(listener.getsockname())
@@ -503,7 +494,7 @@ async def test_cancelling_while_the_connection_is_made_leaves_its_descriptor_fre
         async def dial() -> socket.socket:
             return ours
 
-        task = asyncio.create_task(open_exchange(dial, request, lambda *_: None, WATCHDOG_S))
+        task = asyncio.create_task(fetch(dial, request, connect_s=WATCHDOG_S, answer_s=WATCHDOG_S))
         asyncio.get_running_loop().call_soon(task.cancel)
         await asyncio.wait([task])
         assert task.cancelled()
@@ -607,15 +598,6 @@ async def test_a_paused_exchange_can_be_closed() -> None:
         exchange.pause()
         await server.left.wait()
         assert await exchange.ended is False
-
-
-async def test_the_order_to_pause_before_there_is_a_connection_is_nothing() -> None:
-    exchange = Exchange(GET, lambda *_: None)
-    exchange.pause()
-    exchange.resume()
-    exchange.close()
-    assert not exchange.paused
-    assert await exchange.ended is False
 
 
 async def test_a_free_port_is_free() -> None:

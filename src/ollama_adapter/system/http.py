@@ -2,7 +2,7 @@
 
 The connection is ours so that nothing stands between a prompt and 127.0.0.1: no resolver, no proxy, no
 redirect, no environment. A read is stamped when it arrives and its body goes to a sink at once, in the
-protocol's own callback. `Exchange.close` is the abort: the daemon knows no other.
+loop's own callback. `Exchange.close` is the abort: the daemon knows no other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 import httptools
 
@@ -46,34 +46,36 @@ def encode_request(
     return head.encode("ascii") + body
 
 
-class Exchange(asyncio.Protocol):
-    """One request and its response. `status` is 0 until the head has come.
+class Exchange:
+    """One request, sent at once, and its response. `status` is 0 until the head has come.
 
-    `ended` completes with True when the whole response came, with False when the connection ended
-    before; a response that is no HTTP, or beyond the limits, makes it raise ProtocolError.
+    It owns the socket, and the loop calls it when there is something to read: a transport of asyncio's would
+    take turns of the loop to make, and as much again for every token. `ended` completes with True when the
+    whole response came, with False when the connection ended before; a response that is no HTTP, or beyond
+    the limits, makes it raise ProtocolError.
     """
 
     __slots__ = (
         "_chunks",
         "_complete",
+        "_connection",
         "_head_bytes",
-        "_paused",
+        "_loop",
         "_parser",
-        "_request",
+        "_paused",
         "_sink",
-        "_socket",
-        "_transport",
+        "_unsent",
         "_whole",
         "ended",
         "on_body",
         "status",
     )
 
-    def __init__(self, request: bytes, sink: Sink) -> None:
-        self._request = request
+    def __init__(self, connection: socket.socket, request: bytes, sink: Sink) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._unsent: memoryview | None = None
         self._sink = sink
-        self._socket: socket.socket | None = None  # the transport's
-        self._transport: asyncio.Transport | None = None
         self._chunks: list[bytes] = []
         self._whole = 0  # how many of the chunks belong to a response that has come whole
         self.on_body = self._chunks.append  # httptools' side: one call in C per token
@@ -82,24 +84,60 @@ class Exchange(asyncio.Protocol):
         self._complete = False
         self._paused = False
         self.status = 0
-        self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[bool] = self._loop.create_future()
+        try:
+            self._send(memoryview(request))
+            self._loop.add_reader(connection.fileno(), self._read)
+            if self._unsent:
+                self._loop.add_writer(connection.fileno(), self._send_more)
+        except BaseException:
+            self._drop()
+            raise
 
     def __repr__(self) -> str:
         return f"<Exchange status {self.status}{' closed' if self.ended.done() else ''}>"
 
-    # asyncio's side
+    # The socket's side
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        if hasattr(transport, "max_size"):
-            transport.max_size = READ_BYTES
-        if self._request:
-            self._transport.write(self._request)
-            self._request = b""
+    def _send(self, request: memoryview) -> None:
+        try:
+            sent = self._connection.send(request)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # of a connection that is broken its reader will tell
+            sent = len(request)
+        self._unsent = request[sent:] or None
 
-    def data_received(self, data: bytes) -> None:
+    def _send_more(self) -> None:
+        """There is room for more of the request, which may be answered before it has gone."""
+        if self._unsent:
+            self._send(self._unsent)
+        if not self._unsent:
+            self._loop.remove_writer(self._connection.fileno())
+
+    def _read(self) -> None:
+        """One read for each turn of the loop: others have theirs in between."""
+        try:
+            data = self._connection.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        try:
+            self.receive(data)
+        except BaseException:  # a fault of ours, which the loop reports: nothing is read after it
+            self._end(False)
+            raise
+
+    def receive(self, data: bytes) -> None:
+        """What one read gave; nothing where the connection has ended."""
         now_ns = monotonic_ns()
         if self.ended.done():
+            return
+        if not data:
+            # A body without a length ends with its connection; llhttp has no hook for it, and Ollama
+            # sends none, so what has not been complete by now is an interruption.
+            self._end(False)
             return
         try:
             if self.status:
@@ -113,11 +151,6 @@ class Exchange(asyncio.Protocol):
             self.fail(error)
         if self._complete:
             self._end(True)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        # A body without a length ends with its connection; llhttp has no hook for it, and Ollama
-        # sends none, so what has not been complete by now is an interruption.
-        self._end(False)
 
     # httptools' side
 
@@ -135,41 +168,27 @@ class Exchange(asyncio.Protocol):
 
     # ours
 
-    def send(self, connection: socket.socket) -> bytes:
-        """What of the request goes at once, two turns of the loop before a transport; gives the rest."""
-        self._socket = connection
-        with suppress(OSError):  # of a connection that is broken its reader will tell
-            self._request = self._request[connection.send(self._request) :]
-        return self._request
-
     def pause(self) -> None:
         """Read no more until `resume`: the kernel's buffers fill, and the daemon waits."""
-        if not self._paused and self._transport is not None and not self._transport.is_closing():
+        if not (self._paused or self.ended.done()):
             self._paused = True
-            self._transport.pause_reading()
+            self._loop.remove_reader(self._connection.fileno())
 
     def resume(self) -> None:
-        if self._paused and self._transport is not None and not self._transport.is_closing():
+        if self._paused and not self.ended.done():
             self._paused = False
-            self._transport.resume_reading()
+            self._loop.add_reader(self._connection.fileno(), self._read)
 
     @property
     def paused(self) -> bool:
         return self._paused
 
     def close(self) -> None:
-        """Drop the connection at once. Idempotent, and safe where the event loop is closed."""
-        if self.ended.get_loop().is_closed():
-            self._transport = None  # nobody refers to it now, and its socket is closed
+        """Drop the connection: the daemon sees it before this returns. Idempotent, also in a closed loop."""
+        if self._loop.is_closed():
+            self._connection.close()
         else:
-            self._hang_up()
             self._end(False)
-
-    def _hang_up(self) -> None:
-        """Now: a transport closes its socket in the next turn of the loop, and this one may be long."""
-        if self._socket is not None and not self._complete:
-            with suppress(OSError):  # the daemon was first
-                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _feed_head(self, data: bytes) -> None:
         """Until the head has come, which must end."""
@@ -216,33 +235,24 @@ class Exchange(asyncio.Protocol):
         self._drop()
 
     def _drop(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        """Idempotent. The loop forgets the descriptor before another connection may have its number."""
+        number = self._connection.fileno()
+        if number < 0:
+            return
+        if not self._complete:
+            with suppress(OSError):  # the daemon was first
+                self._connection.shutdown(socket.SHUT_RDWR)  # a forked process may hold it, too
+        self._loop.remove_reader(number)
+        if self._unsent:
+            self._loop.remove_writer(number)
+        self._connection.close()
 
 
 async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float) -> Exchange:
     """Connect and send `request`. Raises ConnectFailed, ReadTimeout. Cancelling closes the socket."""
-    connection = await connect(dial, connect_s)
-    exchange = Exchange(request, sink)
-    exchange.send(connection)
-    await attach(exchange, connection)
-    return exchange
-
-
-async def attach(exchange: Exchange, connection: socket.socket) -> None:
-    """Give the exchange a transport. Cancelling closes the socket."""
-    try:
-        await asyncio.get_running_loop().create_connection(lambda: exchange, sock=connection)
-    except BaseException:
-        exchange.close()  # first: a transport that has bytes to write would wait for a closed socket
-        connection.close()
-        raise
-
-
-async def connect(dial: Dial, connect_s: float) -> socket.socket:
-    """A connected socket. Raises ConnectFailed, ReadTimeout. Cancelling is safe."""
     try:
         async with asyncio.timeout(connect_s):
-            return await dial()
+            connection = await dial()
     except TimeoutError as error:
         raise ReadTimeout(f"no connection to the daemon within {connect_s:g} s") from error
+    return Exchange(connection, request, sink)
