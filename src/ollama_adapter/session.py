@@ -112,10 +112,6 @@ class Session:
         """Its connection of the moment; None before its request has gone out."""
         return self._attempt.exchange if self._attempt is not None else None
 
-    def delivered(self, event: TokenEvent) -> None:
-        """A reader that waited for it has it now."""
-        self._handling_ns = max(self._handling_ns, self._clock.now_ns() - event.arrival_ns)
-
     @property
     def paused(self) -> bool:
         """Its reader does not keep up, and the daemon is made to wait."""
@@ -244,21 +240,18 @@ class Session:
         """In the protocol's callback, once per read."""
         generation = self._generation
         events = generation.receive(records, now_ns)
-        if records and records[-1].done and self._attempt is not None:
+        if generation.done and records and self._attempt is not None:
             tokens = context_length(records[-1], self._attempt.context_tokens)
             generation.check_truncation(tokens)
         if events:
-            alone = len(events) == 1
-            size = len(events[0].token) if alone else sum([len(each.token) for each in events])
-            self.channel.put_all(events, size)
             self._transcript.add(events)
             self._draft.add(events)
             if self._observer is not None:
                 self._observer.ingest_read(events)
-        self.channel.flush()
-        spent = self._clock.now_ns() - now_ns
-        if spent > self._handling_ns:
-            self._handling_ns = spent
+            spent = self._clock.now_ns() - now_ns
+            if spent > self._handling_ns:
+                self._handling_ns = spent
+            self.channel.deliver(events, _text_size)
         if generation.error is not None:
             raise generation.error
 
@@ -298,3 +291,7 @@ class Session:
         if self._observer is not None:
             self._observer.ended(statistics.session_id)
         self.channel.end(error)
+
+
+def _text_size(events: Sequence[TokenEvent]) -> int:
+    return sum([len(each.token) for each in events])

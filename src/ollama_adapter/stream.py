@@ -185,7 +185,6 @@ class TokenStream(AsyncIterator[TokenEvent]):
                 raise
             if event is None:
                 raise StopAsyncIteration
-            session.delivered(event)
         return event
 
     def _check_loop(self) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
 
 import pytest
 from anyio.lowlevel import checkpoint
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from ollama_adapter.system.channel import Channel, Latest
 
 pytestmark = pytest.mark.anyio
+WATCHDOG_S = 30.0
 
 operations = st.lists(
     st.one_of(
@@ -110,8 +114,11 @@ async def play(chance: random.Random) -> list[int]:
     while len(got) < 40:
         reader = asyncio.create_task(channel.get())
         for _ in range(chance.randrange(4)):
-            action = chance.randrange(4)
-            if action == 0 and written < 40:
+            action = chance.randrange(5)
+            if action == 4 and written < 40:
+                written += 1
+                await by_callback(partial(channel.deliver, [written], lambda _: 1))
+            elif action == 0 and written < 40:
                 written += 1
                 channel.put(written, 1)
                 channel.flush()
@@ -129,6 +136,119 @@ async def play(chance: random.Random) -> list[int]:
             got.append(item)
     assert channel.get_nowait() is None
     return got
+
+
+# What is delivered, by a callback of the loop
+
+
+async def test_a_reader_that_waits_has_an_item_before_the_delivery_returns() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    order: list[str] = []
+
+    def deliver(item: str) -> None:
+        order.append(f"before {item}")
+        channel.deliver([item], len)
+        order.append(f"after {item}")
+
+    async with asyncio.TaskGroup() as group:
+        reader = group.create_task(read_all(channel, order))
+        await checkpoint()
+        for item in "ab":
+            await by_callback(partial(deliver, item))
+        assert order == ["before a", "a", "after a", "before b", "b", "after b"]
+        assert len(channel) == 0
+        channel.end()
+    assert reader.done()
+
+
+async def test_what_a_task_delivers_waits_for_the_turn_of_the_reader() -> None:
+    """One task cannot run within another."""
+    channel: Channel[str] = Channel(8, 1 << 20)
+    read: list[str] = []
+    async with asyncio.TaskGroup() as group:
+        group.create_task(read_all(channel, read))
+        await checkpoint()
+        channel.deliver(["a"], len)
+        assert (read, len(channel)) == ([], 1)
+        await checkpoint()
+        assert read == ["a"]
+        channel.end()
+
+
+async def test_several_items_and_items_nobody_waits_for_are_kept_in_order() -> None:
+    channel: Channel[str] = Channel(3, 1 << 20)
+    told: list[str] = []
+    channel.on_full = lambda: told.append("full")
+    await by_callback(lambda: channel.deliver(["a"], len))
+    await by_callback(lambda: channel.deliver(["b", "c"], len))
+    assert (len(channel), told) == (3, ["full"])
+    read: list[str] = []
+    async with asyncio.TaskGroup() as group:
+        group.create_task(read_all(channel, read))
+        await checkpoint()
+        await by_callback(lambda: channel.deliver(["d", "e"], len))
+        await by_callback(lambda: channel.deliver(["f"], len))
+        channel.end()
+    assert read == list("abcdef")
+
+
+async def test_a_reader_that_fails_with_an_item_does_not_fail_its_writer() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+
+    async def fail() -> None:
+        await channel.get()
+        raise ValueError("the reader's own")
+
+    reader = asyncio.create_task(fail())
+    await checkpoint()
+    await by_callback(lambda: channel.deliver(["a"], len))
+    with pytest.raises(ValueError, match="the reader's own"):
+        await reader
+
+
+async def test_a_reader_goes_on_in_its_own_context() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    whose = ContextVar("whose", default="the loop's")
+
+    async def read() -> tuple[str, str | None]:
+        whose.set("the reader's")
+        item = await channel.get()
+        current = asyncio.current_task()
+        return whose.get(), f"{item} {current is reader}"
+
+    reader = asyncio.create_task(read())
+    await checkpoint()
+    await by_callback(lambda: channel.deliver(["a"], len))
+    assert await reader == ("the reader's", "a True")
+    assert whose.get() == "the loop's"
+
+
+async def test_a_reader_with_a_limit_of_time_can_be_delivered_to_after_it_passed() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    reader = asyncio.create_task(asyncio.wait_for(channel.get(), 0.001))
+    with pytest.raises(TimeoutError):
+        await reader
+    await by_callback(lambda: channel.deliver(["a"], len))
+    assert await asyncio.wait_for(channel.get(), WATCHDOG_S) == "a"
+
+
+async def by_callback(action: Callable[[], object]) -> None:
+    """Let the loop call it, with no task around it."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def act() -> None:
+        try:
+            action()
+        finally:
+            done.set_result(None)
+
+    asyncio.get_running_loop().call_soon(act)
+    await done
+
+
+async def read_all(channel: Channel[str], into: list[str]) -> None:
+    while (item := await channel.get()) is not None:
+        into.append(item)
 
 
 async def test_what_was_put_before_the_end_comes_before_the_end() -> None:

@@ -65,15 +65,27 @@ _decode_part: Final = msgspec.msgpack.Decoder(list[CachedToken]).decode
 
 
 def pack(events: Sequence[TokenEvent]) -> bytes | None:
-    """A part of an answer as it is kept, for `AnswerCache.put`. None for what cannot be, or must not be.
+    """One read of an answer as it is kept, for `AnswerCache.put`. None for what cannot be, or must not be.
 
     In bytes already while it comes: events that stay make Python's collector walk over them again and
     again, 100 streams of them for tens of milliseconds.
     """
-    if any(each.source in _SECOND_HAND for each in events):
+    if events[0].source in _SECOND_HAND:  # as are all of the read, then
         return None
     try:
-        return _encode([_token(each) for each in events])
+        return _encode(
+            [  # CachedToken, field by field
+                (
+                    each.token,
+                    each.channel,
+                    each.logprob,
+                    each.candidates,
+                    each.tool_calls,
+                    each.token_ids,
+                )
+                for each in events
+            ]
+        )
     except OverflowError:  # an integer of more than 64 bits in the arguments of a tool
         return None
 
@@ -164,14 +176,3 @@ class AnswerCache:
         if entry is not None:
             del self._ages[key]
             self._bytes -= len(entry.data) + OVERHEAD_BYTES
-
-
-def _token(event: TokenEvent) -> CachedToken:
-    return CachedToken(
-        event.token,
-        event.channel,
-        event.logprob,
-        event.candidates,
-        event.tool_calls,
-        event.token_ids,
-    )

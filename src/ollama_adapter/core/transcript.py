@@ -38,16 +38,17 @@ class Transcript:
 
     def add(self, events: Sequence[TokenEvent]) -> None:
         """Account for the events of one read, in order."""
+        count = len(events)
         self.last = last = events[-1]
-        if len(events) == 1 and last.channel is _TEXT:
+        if count == 1 and last.channel is _TEXT:
             self._text.append(last.token)
         else:
             self._add_read(events)
         if self._ids is not None:
             self._add_ids(self._ids, events)
-        self._tokens += len(events)
-        if not self.began_ns:
+        if not self._tokens:
             self.began_ns = events[0].arrival_ns
+        self._tokens += count
 
     def text(self, channel: Channel) -> str:
         """All that was delivered of a channel: TEXT or THINKING."""
