@@ -63,7 +63,10 @@ class Rig:
     async def send(self, request: Request) -> None:
         client = OllamaClient(dial_port(self.daemon.port), connect_s=5.0)
         exchange = await client.generate(request, lambda *_: None)
-        assert await exchange.ended
+        try:
+            assert await exchange.ended
+        finally:
+            exchange.close()
 
     @property
     def loads(self) -> list[str]:

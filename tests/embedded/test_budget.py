@@ -121,7 +121,10 @@ class Rig:
 
     async def _answer(self, lease: Lease) -> None:
         exchange = await self.client.generate(lease.request, lambda *_: None)
-        assert await exchange.ended
+        try:
+            assert await exchange.ended
+        finally:
+            exchange.close()
         self.outcomes["warm" if lease.warm else "cold"] += 1
 
 

@@ -548,6 +548,43 @@ async def test_a_large_answer_that_is_there_already_leaves_turns_to_others() -> 
         assert turns
 
 
+async def test_a_connection_whose_end_nobody_awaits_any_more_is_dropped_with_its_end() -> None:
+    """A loop that went on to find the end of a connection there would do nothing else."""
+    go = asyncio.Event()
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        await writer.drain()
+        await go.wait()
+
+    async with serving(serve) as server:
+        before = sockets()
+        exchange = await open_exchange(dial_port(server.port), GET, lambda *_: None, WATCHDOG_S)
+        await server.asked.wait()
+        exchange.ended.cancel()
+        go.set()
+        await until(lambda: sockets() == before)
+
+
+async def test_a_fault_of_the_sink_ends_the_connection_and_is_reported() -> None:
+    reported: list[object] = []
+    loop = asyncio.get_running_loop()
+
+    def sink(*_: object) -> None:
+        raise LookupError("a fault of ours")
+
+    async with serving(saying(CHUNKED + b"5\r\nhello\r\n", hold=True)) as server:
+        handler = loop.get_exception_handler()
+        loop.set_exception_handler(lambda _, told: reported.append(told["exception"]))
+        try:
+            exchange = await open_exchange(dial_port(server.port), GET, sink, WATCHDOG_S)
+            assert await exchange.ended is False
+            await server.left.wait()
+        finally:
+            loop.set_exception_handler(handler)
+    assert [type(each) for each in reported] == [LookupError]
+
+
 # Back pressure
 
 

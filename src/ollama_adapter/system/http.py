@@ -132,7 +132,8 @@ class Exchange:
     def receive(self, data: bytes) -> None:
         """What one read gave; nothing where the connection has ended."""
         now_ns = monotonic_ns()
-        if self.ended.done():
+        if self.ended.done():  # it was cancelled, with whoever awaited it
+            self._drop()
             return
         if not data:
             # A body without a length ends with its connection; llhttp has no hook for it, and Ollama
