@@ -11,15 +11,17 @@ import importlib
 import importlib.util
 import json
 import re
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import Any, Final, cast
+from typing import Any, Final
 
 MODEL: Final = "replay"
 PROMPT: Final = "Say something."
+READ_BYTES: Final = 64 << 10
 _TEXT: Final = re.compile(rb'"response":"([^"\\\\]*)')
 
 
@@ -125,43 +127,37 @@ async def aiohttp_msgspec(stack: AsyncExitStack, port: int, logprobs: bool) -> C
     return Client(open_, attrgetter("response"), _aclose)
 
 
-class _Bare(asyncio.Protocol):
-    """Cuts the text out of what comes, and wakes its reader once per read. No HTTP, no JSON."""
+class _Bare:
+    """Cuts the text out of what comes, and wakes its reader once per read. No HTTP, no JSON, no transport."""
 
-    def __init__(self) -> None:
-        self.texts: deque[str] = deque()
-        self.over = False
-        self.transport: asyncio.Transport | None = None
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._texts: deque[str] = deque()
+        self._over = False
         self._waiting: asyncio.Future[None] | None = None
+        self._loop.add_reader(connection.fileno(), self._receive)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        found = _TEXT.findall(data)
-        self.texts.extend(each.decode() for each in found if each)
-        self.over = self.over or b'"done":true' in data
-        self._wake()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.over = True
-        self._wake()
+    def _receive(self) -> None:
+        data = self._connection.recv(READ_BYTES)
+        self._texts.extend(each.decode() for each in _TEXT.findall(data) if each)
+        if not data or b'"done":true' in data:
+            self._over = True
+            self._loop.remove_reader(self._connection.fileno())
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def read(self) -> AsyncIterator[str]:
         try:
-            while self.texts or not self.over:
-                if not self.texts:
-                    self._waiting = asyncio.get_running_loop().create_future()
+            while self._texts or not self._over:
+                if not self._texts:
+                    self._waiting = self._loop.create_future()
                     await self._waiting
-                while self.texts:
-                    yield self.texts.popleft()
+                while self._texts:
+                    yield self._texts.popleft()
         finally:
-            if self.transport is not None:
-                self.transport.abort()
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+            self._loop.remove_reader(self._connection.fileno())
+            self._connection.close()
 
 
 async def asyncio_alone(_: AsyncExitStack, port: int, logprobs: bool) -> Client:
@@ -170,10 +166,10 @@ async def asyncio_alone(_: AsyncExitStack, port: int, logprobs: bool) -> Client:
     async def open_(tokens: int) -> AsyncIterator[Any]:
         body = json.dumps(_body(tokens, logprobs)).encode()
         head = f"POST /api/generate HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
-        loop = asyncio.get_running_loop()
-        transport, protocol = await loop.create_connection(_Bare, "127.0.0.1", port)
-        transport.write(head.encode() + body)
-        return protocol.read()
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.setblocking(False)
+        connection.send(head.encode() + body)
+        return _Bare(connection).read()
 
     return Client(open_, str, _aclose)
 
