@@ -1,7 +1,8 @@
 """What the parts cost: `python -m benchmarks.costs TIMES` measures, in a process of its own.
 
-The parts of a token are measured on reads of 32, as they come when parsing is what holds things up. Their sum
-is less than a token costs: the kernel's share, the event loop's and the reader's are not among them.
+The parts of a token are measured on reads of 32, as they come when parsing is what holds things up, and on
+reads of one, as they come from a model. Their sum is less than a token costs: the kernel's share, the event
+loop's and the reader's are not among them, and caches are warm.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from typing import Final
 from benchmarks.cases import ROOT, Bench, Numbers, child
 from benchmarks.clients import PROMPT
 
-READ: Final = 32
+KINDS: Final = (  # of reads: how many tokens, and whether with candidates
+    ("per token of 32", 32, False),
+    ("per token of 32, five top logprobs", 32, True),
+    ("a token alone", 1, False),
+)
 SESSIONS: Final = 100
 MS: Final = 1_000_000
 RUNS: Final = 5
@@ -65,23 +70,36 @@ def cheapest_us(work: Callable[[], object], times: int) -> float:
     return best / 1e3
 
 
-def token_parts(logprobs: bool, times: int) -> dict[str, float]:
-    """Microseconds per token of each step between the socket and the reader."""
+def token_parts(read: int, logprobs: bool, times: int) -> dict[str, float]:
+    """Microseconds per token, of `read` at once, of each step between the socket and the reader."""
+    import httptools
+
+    from ollama_adapter.config import StreamConfig
     from ollama_adapter.core.energy import EUMapper, profile_for
     from ollama_adapter.core.frames import FrameComposer
     from ollama_adapter.core.generation import Generation
     from ollama_adapter.core.records import GenerateRecord, RecordDecoder
     from ollama_adapter.core.transcript import Transcript
     from ollama_adapter.events import Statistics, TokenEvent
+    from ollama_adapter.memory import Memory
     from ollama_adapter.system.channel import Channel
+    from ollama_adapter.system.clock import SystemClock
 
-    data, now = line(logprobs) * READ, iter(range(0, 1 << 62, 10 * MS))
+    data, now = line(logprobs) * read, iter(range(0, 1 << 62, 10 * MS))
     mapper = EUMapper(profile_for())
     generation = Generation(Statistics("s", "m", served_by="m"), mapper, 0)
     decoder, composer = RecordDecoder(GenerateRecord), FrameComposer()
     records = decoder.feed(data)
     composer.open("s", mapper, 0)
     transcript, channel = Transcript(), Channel[TokenEvent](1 << 20, 1 << 30)
+    memory, parser = Memory(StreamConfig(), SystemClock()), httptools.HttpResponseParser(object())
+    parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"%x\r\n%s\r\n" % (len(data), data)
+
+    def keep() -> None:
+        draft = memory.draft(private=False)
+        draft.add(events)
+        draft.drop()
 
     def generate() -> list[TokenEvent]:
         return generation.receive(records, next(now))
@@ -95,14 +113,16 @@ def token_parts(logprobs: bool, times: int) -> dict[str, float]:
     events = generate()
     best = [each.logprobs for each in events]
     steps: dict[str, Callable[[], object]] = {
+        "HTTP": lambda: parser.feed_data(chunk),
         "bytes to records": lambda: decoder.feed(data),
         "E(t) alone": lambda: mapper.tokens(next(now), best),
         "records to events, E(t) among it": generate,
         "counted for the next frame": lambda: composer.ingest_read(events),
         "transcript": lambda: transcript.add(events),
+        "kept for the time without a daemon": keep,
         "channel, in and out": pass_on,
     }
-    return {name: cheapest_us(step, times) / READ for name, step in steps.items()}
+    return {name: cheapest_us(step, times) / read for name, step in steps.items()}
 
 
 def frame_us(times: int) -> float:
@@ -214,9 +234,9 @@ def _embedded_only() -> dict[str, str]:
 def main(arguments: list[str]) -> None:
     times = int(arguments[0])
     rows: dict[str, Numbers] = {}
-    for logprobs, words in ((False, ""), (True, ", five top logprobs")):
-        for name, cost in token_parts(logprobs, times * 10).items():
-            rows[f"per token{words}: {name}"] = {"cost_us": cost}
+    for words, read, logprobs in KINDS:
+        for name, cost in token_parts(read, logprobs, times * 10).items():
+            rows[f"{words}: {name}"] = {"cost_us": cost}
     rows[f"a frame of {SESSIONS} sessions"] = {"cost_us": frame_us(times * 10)}
     hit, miss = cache_us(times * 10)
     rows["a decision of the pool: eight models in memory, three go"] = {"cost_us": plan_us(times)}

@@ -145,7 +145,7 @@ class Attempt:
             reach(self._waiting)
 
     def receive(self, status: int, data: bytes, now_ns: int) -> None:
-        """The sink: in the protocol's callback, once per read."""
+        """The sink: in the loop's callback, once per read."""
         if status != 200:
             if len(self._error_body) < MAX_ERROR_BYTES:
                 self._error_body += data

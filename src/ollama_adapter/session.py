@@ -1,6 +1,6 @@
 """One generation, from request to end: its pump, its abort, its account.
 
-Bytes become events in the protocol's callback, with no task in between; the pump is the task that
+Bytes become events in the callback that reads them, with no task in between; the pump is the task that
 opens the connection, waits for its end and decides what that end means. What is cut goes on where it
 can (recovery), and where no daemon can be had, the answer to an equal request is given from memory.
 A connection is one session's alone, and closing it is the abort.
@@ -237,7 +237,7 @@ class Session:
         return too_late(self.statistics, what, limit_s, cause)
 
     def take(self, records: Sequence[GenerateRecord | ChatRecord], now_ns: int) -> None:
-        """In the protocol's callback, once per read."""
+        """In the loop's callback, once per read."""
         generation = self._generation
         events = generation.receive(records, now_ns)
         if generation.done and records and self._attempt is not None:
