@@ -259,6 +259,27 @@ def one_token(port: int) -> tuple[asyncio.AbstractEventLoop, OllamaAdapter, Toke
     return loop, adapter, tokens
 
 
+def one_held_up(
+    daemon: ScriptedDaemon,
+) -> tuple[asyncio.AbstractEventLoop, OllamaAdapter, TokenStream]:
+    """A stream whose reader does not keep up, in a loop that does not run any more."""
+    loop = asyncio.new_event_loop()
+    adapter = OllamaAdapter(config_for(daemon, StreamConfig(buffer_tokens=BUFFER_TOKENS)))
+    tokens = adapter.generate_stream("loaded", "flood")
+
+    async def begin() -> None:
+        assert (await anext(tokens)).token == "a"
+        await until(lambda: tokens._session.paused)
+
+    loop.run_until_complete(begin())
+    return loop, adapter, tokens
+
+
+async def read_into(read: list[str], tokens: TokenStream) -> None:
+    async for event in tokens:
+        read.append(event.token)
+
+
 def one_load(
     daemon: ScriptedDaemon,
 ) -> tuple[asyncio.AbstractEventLoop, OllamaAdapter, TokenStream]:
@@ -314,6 +335,33 @@ def test_a_loop_that_is_closed_under_a_session_leaves_no_reader_waiting() -> Non
         del adapter, tokens, loop
         gc.collect()
         asyncio.run(until(lambda: daemon.closed == 2))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("way", ["stop", "read", "aclose", "forget"])
+def test_a_loop_that_is_closed_while_the_daemon_is_held_up_leaves_no_noise(way: str) -> None:
+    with DaemonThread(PhaseDaemon()) as daemon:
+        loop, adapter, tokens = one_held_up(daemon)
+        loop.close()
+        if way == "stop":
+            asyncio.run(adapter.stop_generation(tokens.session_id))
+            assert asyncio.run(collect(tokens)) == []
+        elif way == "read":
+            read: list[str] = []
+            with pytest.raises(GenerationError, match="another event loop"):
+                asyncio.run(read_into(read, tokens))
+            assert "".join(read[:2]) == "bc", "what has come is still there"
+        elif way == "aclose":
+            asyncio.run(adapter.aclose())
+            assert tokens.statistics.finish is Finish.ABORTED
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del tokens
+            gc.collect()  # an exception that is ignored here fails this test
+        asyncio.run(adapter.aclose())
+        del adapter, loop
+        gc.collect()
+        asyncio.run(until(lambda: daemon.closed == 1))
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

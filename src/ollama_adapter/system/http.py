@@ -176,7 +176,7 @@ class Exchange:
             self._loop.remove_reader(self._connection.fileno())
 
     def resume(self) -> None:
-        if self._paused and not self.ended.done():
+        if self._paused and not (self.ended.done() or self._loop.is_closed()):
             self._paused = False
             self._loop.add_reader(self._connection.fileno(), self._read)
 
