@@ -232,6 +232,18 @@ async def test_a_reader_with_a_limit_of_time_can_be_delivered_to_after_it_passed
     assert await asyncio.wait_for(channel.get(), WATCHDOG_S) == "a"
 
 
+async def test_a_reader_waits_whatever_asyncio_calls_a_future_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What lets the loops of a notebook run within one another puts a Future of its own there."""
+    monkeypatch.setattr(asyncio, "Future", asyncio.futures._PyFuture)  # type: ignore[attr-defined]
+    channel: Channel[str] = Channel(8, 1 << 20)
+    reader = asyncio.create_task(channel.get())
+    await checkpoint()
+    await by_callback(lambda: channel.deliver(["a"], len))
+    assert await reader == "a"
+
+
 async def by_callback(action: Callable[[], object]) -> None:
     """Let the loop call it, with no task around it."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -13,9 +13,12 @@ from asyncio import current_task
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
 from operator import length_hint
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+# Looked up once: for super() it takes longer, and others may put a Future of their own in asyncio's place.
+_add_done_callback: Final = asyncio.Future.add_done_callback
 
 
 def _nothing() -> None:
@@ -41,7 +44,7 @@ class Waiter(asyncio.Future[T | None]):
         self, fn: Callable[[Any], object], *, context: Context | None = None
     ) -> None:
         self._step, self._context = fn, context
-        asyncio.Future.add_done_callback(self, fn, context=context)
+        _add_done_callback(self, fn, context=context)
 
     def resume(self, item: T) -> None:
         """Run the reader with `item`, until it waits again. Only where no task is running."""
