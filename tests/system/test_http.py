@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import socket
@@ -417,6 +418,22 @@ async def test_no_file_descriptor_left_is_a_failed_connection() -> None:
         (await dial()).close()
 
 
+async def test_a_connection_that_the_system_will_not_watch_is_a_failed_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        before = sockets()
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", refuse_to_watch)
+        with pytest.raises(ConnectFailed, match="cannot be watched: No space left on device"):
+            await get(listener.getsockname()[1])
+        assert sockets() == before
+
+
+def refuse_to_watch(*_: object) -> None:
+    """As a system does that watches as many files as it may."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 # The abort
 
 
@@ -635,6 +652,21 @@ async def test_a_paused_exchange_can_be_closed() -> None:
         exchange.pause()
         await server.left.wait()
         assert await exchange.ended is False
+
+
+async def test_a_paused_exchange_that_cannot_be_watched_again_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(saying(CHUNKED + b"5\r\nhello\r\n", hold=True)) as server:
+        exchange = await open_exchange(
+            dial_port(server.port), GET, lambda *_: exchange.pause(), WATCHDOG_S
+        )
+        await until(lambda: exchange.paused)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.get_running_loop(), "add_reader", refuse_to_watch)
+            exchange.resume()
+        assert await exchange.ended is False
+        await server.left.wait()
 
 
 async def test_a_free_port_is_free() -> None:

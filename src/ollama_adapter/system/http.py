@@ -18,6 +18,7 @@ import httptools
 from ollama_adapter.config import LOOPBACK
 from ollama_adapter.errors import (
     AdapterError,
+    ConnectFailed,
     ProtocolError,
     ReadTimeout,
 )
@@ -178,7 +179,10 @@ class Exchange:
     def resume(self) -> None:
         if self._paused and not (self.ended.done() or self._loop.is_closed()):
             self._paused = False
-            self._loop.add_reader(self._connection.fileno(), self._read)
+            try:
+                self._loop.add_reader(self._connection.fileno(), self._read)
+            except OSError:  # the system watches no more connections: this one cannot be read
+                self._end(False)
 
     @property
     def paused(self) -> bool:
@@ -256,4 +260,9 @@ async def open_exchange(dial: Dial, request: bytes, sink: Sink, connect_s: float
             connection = await dial()
     except TimeoutError as error:
         raise ReadTimeout(f"no connection to the daemon within {connect_s:g} s") from error
-    return Exchange(connection, request, sink)
+    try:
+        return Exchange(connection, request, sink)
+    except OSError as error:
+        raise ConnectFailed(
+            f"the connection cannot be watched: {error.strerror or type(error).__name__}"
+        ) from error
