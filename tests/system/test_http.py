@@ -466,6 +466,27 @@ async def test_a_close_is_on_its_way_when_the_call_returns() -> None:
             assert peer.recv(1) == b"", "with no turn of the loop in between"
 
 
+def test_a_close_in_a_closed_loop_is_seen_though_a_forked_process_holds_the_connection() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()
+        with closing(peer), closing(ours.dup()):  # the latter as a fork would have it
+            ours.setblocking(False)
+
+            async def dial() -> socket.socket:
+                return ours
+
+            loop = asyncio.new_event_loop()
+            opening = open_exchange(dial, GET, lambda *_: None, WATCHDOG_S)
+            exchange = loop.run_until_complete(opening)
+            loop.close()
+            peer.settimeout(WATCHDOG_S)
+            assert peer.recv(len(GET), socket.MSG_WAITALL) == GET
+            exchange.close()
+            exchange.close()
+            assert peer.recv(1) == b""
+
+
 @pytest.mark.parametrize("moment", ["connecting", "waiting", "reading"])
 async def test_cancelling_leaves_no_socket(moment: str) -> None:
     async with serving(saying(CHUNKED, hold=True)) as server:

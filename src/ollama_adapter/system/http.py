@@ -191,7 +191,7 @@ class Exchange:
     def close(self) -> None:
         """Drop the connection: the daemon sees it before this returns. Idempotent, also in a closed loop."""
         if self._loop.is_closed():
-            self._connection.close()
+            self._drop()
         else:
             self._end(False)
 
@@ -247,9 +247,10 @@ class Exchange:
         if not self._complete:
             with suppress(OSError):  # the daemon was first
                 self._connection.shutdown(socket.SHUT_RDWR)  # a forked process may hold it, too
-        self._loop.remove_reader(number)
-        if self._unsent:
-            self._loop.remove_writer(number)
+        if not self._loop.is_closed():
+            self._loop.remove_reader(number)
+            if self._unsent:
+                self._loop.remove_writer(number)
         self._connection.close()
 
 
