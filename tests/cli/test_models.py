@@ -74,6 +74,16 @@ async def test_models(machine: Machine) -> None:
     assert "knows nothing" in done.err
 
 
+async def test_tables_in_a_pipe_have_no_blanks_at_the_ends_of_their_lines(machine: Machine) -> None:
+    async with PretendOllama(*SIZES) as daemon:
+        machine.port = daemon.port
+        assert (await machine.run("load", "here")).code == 0
+        for command in (["models"], ["ps"], ["status"], ["tier"], ["plan", "there"], ["doctor"]):
+            lines = (await machine.run(*command)).out.splitlines()
+            assert len(lines) > 1, command
+            assert lines == [each.rstrip() for each in lines], command
+
+
 async def test_models_as_json(machine: Machine) -> None:
     async with ScriptedDaemon(housekeeping) as daemon:
         machine.port, daemon.models = daemon.port, TAGS["models"]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ollama_adapter.cli.draw import BAD, GOOD, LABEL
-from ollama_adapter.cli.output import console, harmless, print_json
+from ollama_adapter.cli.output import harmless, print_json, print_table
 from ollama_adapter.cli.status import REMEDIES, look
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.errors import NotSandboxed
@@ -111,4 +111,4 @@ def _show(findings: Findings) -> None:
     for proof in findings.proofs:
         shown = f"refused: {proof.reason}" if proof.refused else "SUCCEEDED"
         table.add_row(proof.attempt, Text(harmless(shown), GOOD if proof.refused else BAD))
-    console().print(table)
+    print_table(table)

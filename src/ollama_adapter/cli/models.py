@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.cli.draw import DEMONSTRATION, LABEL, is_demonstration
-from ollama_adapter.cli.output import complain, console, harmless, print_json
+from ollama_adapter.cli.output import complain, console, harmless, print_json, print_table
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core.amounts import gib
 from ollama_adapter.core.names import local_name
@@ -159,7 +159,7 @@ def show(table: Table, *, empty: str, spare: Sequence[str] = ()) -> None:
     if table.row_count:
         where = console()
         drop_columns(table, where, spare)
-        where.print(table)
+        print_table(table, where)
     else:
         complain("note", empty)
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 CHUNK: Final = 4096  # a pipe that is ready takes this much without blocking
@@ -96,6 +96,17 @@ def console(*, stderr: bool = False) -> Console:
     if not made.is_terminal:
         made.width = 10_000
     return made
+
+
+def print_table(table: RenderableType, where: Console | None = None) -> None:
+    """On stdout. What is no terminal gets no blanks after the last word of a line."""
+    where = where or console()
+    if where.is_terminal:
+        where.print(table)
+        return
+    with where.capture() as held:
+        where.print(table)
+    where.print("\n".join(line.rstrip() for line in held.get().splitlines()), soft_wrap=True)
 
 
 def is_terminal() -> bool:

@@ -13,7 +13,7 @@ from rich.text import Text
 from ollama_adapter.cli import asking
 from ollama_adapter.cli.draw import LABEL
 from ollama_adapter.cli.models import adopting
-from ollama_adapter.cli.output import console, harmless, print_json
+from ollama_adapter.cli.output import harmless, print_json, print_table
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core.amounts import budget, gib
 from ollama_adapter.core.names import local_name
@@ -43,7 +43,7 @@ async def _plan(config: Config, model: str, num_ctx: int | None, as_json: bool) 
     if as_json:
         print_json({**dataclasses.asdict(found), "after": dataclasses.asdict(after)})
     else:
-        console().print(plan_table(found, after, num_ctx or 0))
+        print_table(plan_table(found, after, num_ctx or 0))
     if not found.fits:
         raise Exit(DOES_NOT_FIT)
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from ollama_adapter.cli.asking import default_model
 from ollama_adapter.cli.draw import LABEL, standing
 from ollama_adapter.cli.models import adopting
-from ollama_adapter.cli.output import console, harmless, print_json
+from ollama_adapter.cli.output import harmless, print_json, print_table
 from ollama_adapter.cli.wording import in_the_commands_words
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.errors import AdapterError, DaemonError, DaemonNotFound
@@ -125,4 +125,4 @@ def _show(health: Health, problem: str, next_command: str, places: dict[str, str
     for label, value in rows.items():
         if value:
             table.add_row(label, Text(harmless(value)))
-    console().print(table)
+    print_table(table)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.cli.draw import LABEL
-from ollama_adapter.cli.output import complain, console, harmless, print_json
+from ollama_adapter.cli.output import complain, console, harmless, print_json, print_table
 from ollama_adapter.cli.status import look
 from ollama_adapter.config import Config, Tier
 from ollama_adapter.core.amounts import gib
@@ -70,7 +70,7 @@ async def _tier(config: Config, model: str, wanted: bool, as_json: bool) -> None
     for label, value in rows.items():
         if value:
             table.add_row(label, Text(harmless(value)))
-    console().print(table)
+    print_table(table)
 
 
 # What is measured
