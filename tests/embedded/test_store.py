@@ -100,6 +100,7 @@ class TestImport:
         path.write_bytes(data)
         with pytest.raises(InvalidModelFile) as refused:
             import_gguf(path, "x", tmp_path / "models")
+        assert str(refused.value).startswith(f"{path}: ")
         assert refused.value.hint
         assert not (tmp_path / "models").exists()
 

@@ -64,6 +64,8 @@ def _checked(path: Path) -> gguf.Header:
         return gguf.parse(open_gguf(path))
     except IsADirectoryError:
         raise InvalidModelFile(f"{path} is a directory", hint="name a .gguf file") from None
+    except InvalidModelFile as error:
+        raise InvalidModelFile(f"{path}: {error}", hint=error.hint) from None
 
 
 def _copy_in(store: Store, path: Path, progress: Progress | None) -> str:
