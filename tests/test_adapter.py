@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +17,15 @@ from ollama_adapter import (
     Config,
     DaemonConfig,
     DaemonMode,
+    Decipher,
     Finish,
+    FrameConfig,
     OllamaAdapter,
     PoolConfig,
     Source,
     StreamConfig,
     Tier,
+    TokenEvent,
 )
 from ollama_adapter.errors import (
     AdapterError,
@@ -103,6 +107,27 @@ async def test_statistics_tell_how_it_ended() -> None:
     assert statistics.mean_energy == pytest.approx(sum(e.energy or 0 for e in events) / 2)
     assert statistics.served_by == "m" and statistics.warm is False
     assert [each.name for each in statistics.guarantees] == ["ttft cold", "throughput", "handling"]
+
+
+class Dawdling(Decipher):
+    """Has the loop held up for more than a frame, between the arrival of tokens and the turn of their reader."""
+
+    def ingest_read(self, events: Sequence[TokenEvent]) -> None:
+        super().ingest_read(events)
+        asyncio.get_running_loop().call_soon(time.sleep, 0.02)  # noqa: TID251 - held up it has to be
+
+
+async def test_handling_lasts_until_the_reader_that_waits_has_the_token() -> None:
+    async with (
+        ScriptedDaemon(saying("a", "b")) as daemon,
+        OllamaAdapter(
+            config_for(daemon), decipher=Dawdling(FrameConfig(), SystemClock())
+        ) as adapter,
+    ):
+        tokens = adapter.generate_stream("m", "p")
+        assert text_of(await collect(tokens)) == "ab"
+    handling = tokens.statistics.guarantees[-1]
+    assert (handling.name, handling.met) == ("handling", False)
 
 
 async def test_health_tells_how_the_promises_have_been_kept() -> None:

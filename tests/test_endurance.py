@@ -86,7 +86,7 @@ async def abort_once(
         read, began = len(case.read), loop.time()
 
         def look() -> None:
-            closing = exchange is None or exchange.ended.done()
+            closing = exchange is None or exchange._connection.fileno() < 0
             account.late += not (closing and session.ended and not session.channel)
             account.close_ms[account.done] = (loop.time() - began) * 1e3
             account.done += 1

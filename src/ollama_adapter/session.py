@@ -112,6 +112,10 @@ class Session:
         """Its connection of the moment; None before its request has gone out."""
         return self._attempt.exchange if self._attempt is not None else None
 
+    def delivered(self, event: TokenEvent) -> None:
+        """A reader that waited for it has it now."""
+        self._handling_ns = max(self._handling_ns, self._clock.now_ns() - event.arrival_ns)
+
     @property
     def paused(self) -> bool:
         """Its reader does not keep up, and the daemon is made to wait."""
@@ -248,9 +252,7 @@ class Session:
             self._draft.add(events)
             if self._observer is not None:
                 self._observer.ingest_read(events)
-            spent = self._clock.now_ns() - now_ns
-            if spent > self._handling_ns:
-                self._handling_ns = spent
+            self._handling_ns = max(self._handling_ns, self._clock.now_ns() - now_ns)
             self.channel.deliver(events, _text_size)
         if generation.error is not None:
             raise generation.error

@@ -185,6 +185,7 @@ class TokenStream(AsyncIterator[TokenEvent]):
                 raise
             if event is None:
                 raise StopAsyncIteration
+            session.delivered(event)
         return event
 
     def _check_loop(self) -> None:

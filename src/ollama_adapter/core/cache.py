@@ -65,13 +65,14 @@ _decode_part: Final = msgspec.msgpack.Decoder(list[CachedToken]).decode
 
 
 def pack(events: Sequence[TokenEvent]) -> bytes | None:
-    """One read of an answer as it is kept, for `AnswerCache.put`. None for what cannot be, or must not be.
+    """A part of an answer as it is kept, for `AnswerCache.put`. None for what cannot be, or must not be.
 
     In bytes already while it comes: events that stay make Python's collector walk over them again and
     again, 100 streams of them for tens of milliseconds.
     """
-    if events[0].source in _SECOND_HAND:  # as are all of the read, then
-        return None
+    for each in events:
+        if each.source in _SECOND_HAND:
+            return None
     try:
         return _encode(
             [  # CachedToken, field by field

@@ -3,7 +3,7 @@
 A Channel never blocks its writer: it calls `on_full` when its fill passes the limits and `on_drained`
 when the reader has emptied half of it, and the writer stops reading its socket in between. A reader that
 waits for a token goes on in the very callback that read it (`deliver`): another turn of the loop would be a
-fifth of all that is done for a token.
+tenth of all that is done for a token.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Exchange:
     """One request, sent at once, and its response. `status` is 0 until the head has come.
 
     It owns the socket, and the loop calls it when there is something to read: a transport of asyncio's would
-    take turns of the loop to make, and as much again for every token. `ended` completes with True when the
+    take turns of the loop to make, and time for every token. `ended` completes with True when the
     whole response came, with False when the connection ended before; a response that is no HTTP, or beyond
     the limits, makes it raise ProtocolError.
     """
