@@ -223,6 +223,21 @@ async def test_a_reader_goes_on_in_its_own_context() -> None:
     assert whose.get() == "the loop's"
 
 
+async def test_a_reader_that_is_cancelled_just_before_leaves_the_item_for_the_next() -> None:
+    channel: Channel[str] = Channel(8, 1 << 20)
+    reader = asyncio.create_task(channel.get())
+    await checkpoint()
+
+    def cancel_and_deliver() -> None:
+        reader.cancel()
+        channel.deliver(["a"], len)
+
+    await by_callback(cancel_and_deliver)
+    await asyncio.wait([reader])
+    assert reader.cancelled()
+    assert await channel.get() == "a"
+
+
 async def test_a_reader_with_a_limit_of_time_can_be_delivered_to_after_it_passed() -> None:
     channel: Channel[str] = Channel(8, 1 << 20)
     reader = asyncio.create_task(asyncio.wait_for(channel.get(), 0.001))

@@ -539,6 +539,7 @@ async def test_cancelling_while_the_request_goes_leaves_its_descriptor_free() ->
         with closing(socket.create_connection(listener.getsockname())) as another:
             another.setblocking(False)
             assert another.fileno() == number
+            assert not asyncio.get_running_loop().remove_writer(number), "it is waited for"
             await asyncio.get_running_loop().sock_sendall(another, b"free")
 
 
