@@ -19,7 +19,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from ollama_adapter import OllamaAdapter
-from ollama_adapter.config import Config, DaemonConfig, DaemonMode, PoolConfig
+from ollama_adapter.config import Config, DaemonConfig, DaemonMode, PoolConfig, Sandbox
 from ollama_adapter.core.lifecycle import DaemonState
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.errors import (
@@ -33,6 +33,8 @@ from ollama_adapter.events import DaemonChange
 from ollama_adapter.system import spawning
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.dialing import find_free_port
+from ollama_adapter.system.jail import levels
+from ollama_adapter.system.jail.policy import Level
 from ollama_adapter.system.runfile import RunFiles
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.testing import (
@@ -567,3 +569,29 @@ async def test_the_embedded_daemon_serves_where_nothing_is_installed(
         assert health.origin == "embedded"
         assert health.version.endswith("-embedded")
         assert health.missing == ()
+
+
+async def test_a_killed_question_which_sandbox_holds_is_asked_again_and_the_daemon_is_in_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A daemon without a sandbox was the answer to it under "partial", and a refusal under "enforced"."""
+    killed = tmp_path / "probe.py"
+    killed.write_text(
+        "import os, pathlib, signal\n"
+        f"pathlib.Path({str(tmp_path / 'asked')!r}).touch()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    whole, ask = levels.TRAMPOLINE, levels.probe.__wrapped__
+
+    def asks_once_in_vain() -> levels.Facts:
+        monkeypatch.setattr(
+            levels, "TRAMPOLINE", whole if (tmp_path / "asked").exists() else killed
+        )
+        return ask()
+
+    monkeypatch.setattr(levels, "probe", asks_once_in_vain)
+    config = DaemonConfig(mode=DaemonMode.EMBEDDED, sandbox=Sandbox.PARTIAL, restart_base_s=0.01)
+    async with supervising(config) as daemon:
+        await daemon.ensure_running()
+        assert (tmp_path / "asked").exists()
+        assert (await daemon.health()).sandbox not in ("", Level.NONE.words)

@@ -168,6 +168,11 @@ async def test_a_plan_for_a_model_in_memory(machine: Machine) -> None:
     assert other["used"]["ram"] > GIB
 
 
+async def test_who_wants_a_model_to_go_is_told_how(machine: Machine) -> None:
+    done = await machine.run("load", "small:1b", "--keep-alive", "0", "--json")
+    assert done.lines[0]["hint"] == "`ollama-adapter unload small:1b` ends its stay"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -180,6 +185,8 @@ async def test_a_plan_for_a_model_in_memory(machine: Machine) -> None:
         (("plan", "a//b"), 2, "the model name cannot be used"),
         (("load", "gpt-oss:20b-cloud"), 1, "runs in a cloud"),
         (("load", "small:1b", "--keep-alive", "never"), 2, "(0: not at all, -1: for ever)"),
+        (("load", "small:1b", "--keep-alive", "0"), 2, "stays for longer than 0"),
+        (("load", "small:1b", "--keep-alive", "0s"), 2, "stays for longer than 0"),
         (("load", "small:1b", "--num-ctx", "0"), 2, "num_ctx must be an integer above 0, not 0"),
         (
             ("pin", "small:1b", "-o", "num_ctx=-5"),

@@ -201,6 +201,14 @@ def test_every_error_of_ours_carries_a_hint_where_there_is_something_to_do() -> 
         assert error.hint
 
 
+def test_the_model_of_the_package_cannot_be_removed_and_nothing_else_is_advised() -> None:
+    words = "tinydoc is part of the package and cannot be changed; it can be copied"
+    error = fault(400, f'{{"error":"{words}"}}', model="tinydoc")
+    assert str(error) == "tinydoc is part of the package, and cannot be changed or removed"
+    assert error.hint.startswith("leave it")
+    assert error.hint != fault(400, "{}").hint
+
+
 @pytest.mark.parametrize(("sent", "fits"), [(0, 0), (5, 0), (0, 5)])
 def test_an_overflow_of_unknown_size_shows_no_numbers(sent: int, fits: int) -> None:
     assert str(context_overflow("m", sent, fits)) == "the prompt is longer than the context of m"

@@ -15,7 +15,7 @@ from ollama_adapter.cli.draw import BAD, GOOD, LABEL
 from ollama_adapter.cli.output import harmless, print_json, print_table
 from ollama_adapter.cli.status import REMEDIES, look
 from ollama_adapter.config import Config, DaemonMode
-from ollama_adapter.errors import NotSandboxed
+from ollama_adapter.errors import DaemonError
 from ollama_adapter.system import settings
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.policy import Level
@@ -64,7 +64,7 @@ async def _examine(config: Config) -> Findings:
     try:
         decision = levels.decide(levels.probe(), config.daemon.sandbox.value)
         level, reasons = decision.level, decision.reasons
-    except NotSandboxed as error:
+    except DaemonError as error:
         refused = str(error)
     proofs = await prove(level) if level is not Level.NONE else []
     return Findings(

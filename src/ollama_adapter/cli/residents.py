@@ -19,6 +19,7 @@ from ollama_adapter.cli.output import complain, console, harmless, print_json
 from ollama_adapter.cli.waiting import WaitingLine
 from ollama_adapter.config import LOOPBACK, Config
 from ollama_adapter.core.amounts import budget, gib
+from ollama_adapter.core.durations import keep_alive_ns
 from ollama_adapter.core.ledger import read_footprint
 from ollama_adapter.core.names import key_of, local_name, weights_of
 from ollama_adapter.core.reloading import check_options
@@ -148,6 +149,11 @@ class Load(msgspec.Struct, frozen=True):
             raise InvalidRequest(f"{twice.pop()} is given twice", hint="as an option or with -o")
         check_options(fields | options)
         keep_alive = None if self.keep_alive is None else wire_keep_alive(self.keep_alive)
+        if keep_alive is not None and not keep_alive_ns(keep_alive):
+            raise InvalidRequest(
+                "a model that is loaded stays for longer than 0",
+                hint=f"`ollama-adapter unload {self.model}` ends its stay",
+            )
         return self._load(settings.load_config(), keep_alive, fields | options, as_json)
 
     async def _load(

@@ -43,6 +43,7 @@ OVERFLOWS: Final = (
     "longer than the context length",
     "exceeds the context length",
 )
+BUNDLED: Final = "is part of the package"  # what the embedded daemon says of tinydoc
 RUNNER_DIED: Final = "an error was encountered while running the model"
 _TOKENS: Final = re.compile(r"\((\d{1,18}) tokens\)", re.ASCII)
 
@@ -52,7 +53,7 @@ def response_error(status: int, body: bytes, model: str, private: bytes = b"") -
     words, detail = _words(body)
     if 300 <= status < 400:
         return ProtocolError(f"the daemon redirects (status {status}), and we do not follow")
-    for classify in (_overflow, _not_found, _refused, _busy):
+    for classify in (_overflow, _not_found, _refused, _busy, _bundled):
         if (error := classify(status, words, detail, model)) is not None:
             return error
     shown = _shown(words, private)
@@ -232,6 +233,17 @@ def _busy(status: int, words: str, _: dict[str, Any], model: str) -> AdapterErro
         status=status,
         model=model,
         hint="ask again in a moment, or with fewer requests at once",
+    )
+
+
+def _bundled(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+    if status != 400 or BUNDLED not in words:
+        return None
+    return ResponseError(
+        f"{model} {BUNDLED}, and cannot be changed or removed",
+        status=status,
+        model=model,
+        hint="leave it: it takes no place among the models",
     )
 
 

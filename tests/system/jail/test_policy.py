@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 
-from ollama_adapter.errors import NotSandboxed
+from ollama_adapter.errors import DaemonError, DaemonExited, DaemonStartTimeout, NotSandboxed
 from ollama_adapter.system.jail import landlock, levels, paths, view
 from ollama_adapter.system.jail.levels import Decision, Facts, decide
 from ollama_adapter.system.jail.paths import daemon_policy
@@ -84,6 +85,53 @@ def test_this_machine_is_asked_once() -> None:
     assert levels.probe() is facts
     assert facts.landlock == landlock.abi()
     assert not facts.elsewhere
+
+
+@pytest.fixture
+def unasked() -> Iterator[None]:
+    """As in a process that has not asked the machine yet; afterwards it has."""
+    levels.probe.cache_clear()
+    yield
+    levels.probe.cache_clear()
+
+
+@pytest.mark.usefixtures("unasked")
+@pytest.mark.parametrize(
+    ("program", "kind", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", DaemonExited, "was ended by signal 9"),
+        ("import time; time.sleep(60)", DaemonStartTimeout, "took over 0.5 s"),
+        ("raise SystemExit(3)", NotSandboxed, "broke"),
+        ("print('no facts')", NotSandboxed, "JSONDecodeError"),
+        ("print('[]')", NotSandboxed, "TypeError"),
+    ],
+    ids=["killed", "silent", "broken", "no JSON", "no facts"],
+)
+def test_a_machine_that_did_not_answer_is_no_machine_without_jails(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    kind: type[DaemonError],
+    words: str,
+) -> None:
+    broken = tmp_path / "probe.py"
+    broken.write_text(program)
+    with monkeypatch.context() as patch:
+        patch.setattr(levels, "TRAMPOLINE", broken)
+        patch.setattr(levels, "PROBE_S", 0.5 if kind is DaemonStartTimeout else 60)
+        with pytest.raises(kind, match=words) as caught:
+            levels.probe()
+    assert "sandbox=" not in caught.value.hint, "it advises to go without a sandbox"
+    assert levels.probe().landlock == landlock.abi(), "it is not asked again"
+
+
+@pytest.mark.usefixtures("unasked")
+def test_a_machine_that_cannot_be_asked_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with pytest.raises(NotSandboxed, match="No such file"):
+        levels.probe()
 
 
 # The paths

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ollama_adapter.errors import NotSandboxed
+from ollama_adapter.errors import DaemonExited, DaemonStartTimeout, NotSandboxed
 from ollama_adapter.system.jail.policy import Level
 
 TRAMPOLINE: Final = Path(__file__).with_name("trampoline.py")
@@ -83,9 +83,14 @@ def _needs(facts: Facts) -> list[tuple[Level, str]]:
 
 @functools.cache
 def probe() -> Facts:
-    """Ask the machine, once. Blocks for some 40 ms the first time."""
+    """Ask the machine, until it has answered once. Blocks for some 40 ms the first time.
+
+    Raises DaemonExited and DaemonStartTimeout where it did not answer and may, NotSandboxed where it cannot
+    be asked: that no jail is known to hold is no reason to go without one.
+    """
     if sys.platform != "linux":
         return Facts(elsewhere=f"not kernel-enforced on {sys.platform}")
+    unknown = "it is not known which sandbox can be enforced here"
     try:
         told = subprocess.run(
             [sys.executable, "-I", "-S", str(TRAMPOLINE), "probe"],
@@ -96,5 +101,18 @@ def probe() -> Facts:
             check=True,
         )
         return Facts(**json.loads(told.stdout))
-    except (OSError, ValueError, TypeError, subprocess.SubprocessError) as error:
-        return Facts(elsewhere=f"the probe failed ({type(error).__name__})")
+    except subprocess.TimeoutExpired:
+        raise DaemonStartTimeout(
+            f"{unknown}: the process that tries it took over {PROBE_S:g} s", hint="try again"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        if error.returncode > 0:
+            raise NotSandboxed(f"{unknown}: the process that tries it broke") from None
+        raise DaemonExited(
+            f"{unknown}: the process that tries it was ended by signal {-error.returncode}",
+            returncode=error.returncode,
+            hint="try again",
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        raise NotSandboxed(f"{unknown}: {reason}", hint="try again with memory to spare") from None
