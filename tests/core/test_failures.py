@@ -359,3 +359,13 @@ def test_any_body_makes_an_error_of_ours(body: bytes, status: int, private: byte
 
 def test_a_request_that_is_no_json_is_private_as_a_whole() -> None:
     assert without_shared("got correct horse battery", b"\xffcorrect horse battery") == "got …"
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+@pytest.mark.parametrize("depth", [600, 1_200, 4_000, 40_000])
+def test_a_request_is_private_however_deeply_it_is_nested(
+    opening: bytes, closing: bytes, depth: int
+) -> None:
+    """Python recurses less deeply than C, and since 3.12 far less deeply."""
+    private = b'{"prompt":' + opening * depth + b'"correct horse"' + closing * depth + b"}"
+    assert without_shared("got correct horse", private) == "got …"

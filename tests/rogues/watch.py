@@ -90,9 +90,8 @@ class Trail:
         if not self._watching or not event.startswith("socket."):
             return
         if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-            if (
-                arguments[0].family != AF_NETLINK
-            ):  # our own kernel is asked who listens, by no address
+            # Our own kernel is asked who listens, by no address; and a connection that is there needs none.
+            if arguments[0].family != AF_NETLINK and arguments[1] is not None:
                 self.addresses.append(arguments[1])
         elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.getnameinfo"):
             self.names.append(event)
@@ -100,7 +99,7 @@ class Trail:
     def assert_only(self, port: int) -> None:
         """Nobody else was connected to, and no name was looked up."""
         assert self.names == []
-        assert set(self.addresses) == {("127.0.0.1", port)}
+        assert set(self.addresses) == {("127.0.0.1", port)}, self.addresses
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

@@ -127,18 +127,23 @@ def _near(text: str, haystack: str) -> str:
     return "\n\0".join(hits)
 
 
-def _strings(body: Any, *, ours: bool = True) -> set[str]:
-    """Every string that a request's body holds; `ours`: its keys are the API's."""
-    if isinstance(body, str):
-        return {body}
-    if isinstance(body, list):
-        return {found for each in body for found in _strings(each, ours=False)}
-    if not isinstance(body, dict):
-        return set()
-    found = set() if ours else set(body)
-    for name, value in body.items():
-        if not (ours and name in ("model", "keep_alive")):
-            found |= _strings(value, ours=ours and name == "options")
+def _strings(request: Any) -> set[str]:
+    """Every string that a request's body holds, however deep, but for the API's own words."""
+    found: set[str] = set()
+    waiting = [(request, True)]  # a value, and whether its keys are the API's
+    while waiting:
+        value, ours = waiting.pop()
+        if isinstance(value, str):
+            found.add(value)
+        elif isinstance(value, list):
+            waiting += [(each, False) for each in value]
+        elif isinstance(value, dict):
+            found |= set() if ours else set(value)
+            waiting += [
+                (each, ours and name == "options")
+                for name, each in value.items()
+                if not (ours and name in ("model", "keep_alive"))
+            ]
     return found
 
 
