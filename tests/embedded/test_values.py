@@ -74,6 +74,17 @@ def test_any_schema_is_taken_or_refused(schema: dict[str, Any]) -> None:
     assert status_of(lambda: parse_format(schema)) in (200, 400)
 
 
+@pytest.mark.parametrize("level", ["items", "properties", "list"])
+def test_a_schema_too_deep_to_be_walked_through_is_refused(level: str) -> None:
+    """One that Python's decoder, in C, may have let through."""
+    schema: Any = {"type": "string"}
+    for _ in range(100_000):
+        schema = [schema] if level == "list" else {level: {"a": schema}}
+    with pytest.raises(ApiError, match="exceeded max depth") as refused:
+        parse_format(schema)
+    assert refused.value.status == 400
+
+
 @given(st.dictionaries(st.sampled_from(["num_ctx", "stop", "top_p", "use_mmap"]), JSON))
 def test_any_options_are_taken_or_refused(options: dict[str, Any]) -> None:
     assert status_of(lambda: decode_options(options)) in (200, 500)

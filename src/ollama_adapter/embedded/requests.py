@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ollama_adapter.embedded.values import ApiError, kind_of, parse_keep_alive
+from ollama_adapter.embedded.values import TOO_DEEP, ApiError, kind_of, parse_keep_alive
 from ollama_adapter.veiled import Veiled
 
 _COMMON: Final = {
@@ -97,7 +97,7 @@ def _json(body: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise ApiError(400, _syntax_error(text, error.pos)) from None
     except RecursionError:
-        raise ApiError(400, "exceeded max depth") from None
+        raise ApiError(400, TOO_DEEP) from None
 
 
 def _no_constant(name: str) -> float:

@@ -15,6 +15,7 @@ import msgspec
 from ollama_adapter.core import durations
 
 FOREVER: Final = math.inf
+TOO_DEEP: Final = "exceeded max depth"
 _INT_LIMIT: Final = (1 << 31) - 1
 
 
@@ -90,13 +91,14 @@ def parse_format(value: Any) -> dict[str, Any] | None:
         return None
     if value == "json":
         return {"type": "object"}
-    if not isinstance(value, dict):
+    try:
+        if isinstance(value, dict):
+            _check_schema(value, value)
+            return value
         shown = json.dumps(json.dumps(value))
-        raise ApiError(
-            500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object'
-        )
-    _check_schema(value, value)
-    return value
+    except RecursionError:  # what C can still decode Python may be unable to walk through
+        raise ApiError(400, TOO_DEEP) from None
+    raise ApiError(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
 
 _SCHEMA_TYPES: Final = {"object", "array", "string", "number", "integer", "boolean", "null"}
