@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_adapter.core.durations import FOREVER_NS
-from ollama_adapter.core.ledger import (
-    LAPSE_NS,
-    Entry,
-    Ledger,
-    Lessons,
-    Listed,
-    read_footprint,
-    read_listing,
-)
+from ollama_adapter.core.ledger import LAPSE_NS, Entry, Ledger, Lessons
+from ollama_adapter.core.listing import Listed, is_for_ever, read_footprint, read_listing
 from ollama_adapter.events import Change, Footprint, ResidencyChange
 
 SECOND = 1_000_000_000
@@ -67,6 +60,29 @@ def test_those_who_use_a_model_are_counted() -> None:
     assert book.at_work() == {"a:latest", "c:latest"}
 
 
+def test_what_another_keeps_for_good_is_held_until_the_daemon_says_otherwise() -> None:
+    for_good = Listed("a:latest", "a:latest", "", Footprint(10 * MIB), 4096, for_ever=True)
+    book = ledger(held := entry("a"), ours := entry("b", keep_ns=FOREVER_NS))
+    b_too = Listed("b:latest", "b:latest", "", Footprint(10 * MIB), 4096, for_ever=True)
+    assert not book.residents(())[0].pinned
+    book.reconcile([for_good, b_too], NOW)
+    assert (held.held, ours.held) == (True, False)
+    assert [each.pinned for each in book.residents(())] == [True, False]
+    held.use(NOW, FOREVER_NS)  # as our own requests tell the daemon from then on
+    book.reconcile([for_good], NOW)
+    assert held.held
+    held.use(NOW, SECOND)
+    assert not held.held
+    held.users = 1
+    book.reconcile([for_good], NOW)  # while it answers, the daemon lists the time before
+    assert not held.held
+    held.users = 0
+    book.reconcile([for_good], NOW)
+    assert held.held
+    book.reconcile([listed("a")], NOW)
+    assert not held.held
+
+
 # Reading
 
 
@@ -108,6 +124,24 @@ def test_a_share_of_the_gpu_that_cannot_be_makes_the_size_unknown_too(wrong: Any
     nonsense = [raw | {"size_vram": wrong}, {"name": "b", "size": wrong, "size_vram": 5}]
     assert told(book.reconcile(read_listing(nonsense), NOW)) == [("b", Change.LOADED_ELSEWHERE)]
     assert book.taken() == Footprint(0, 10 * MIB)  # as it was: nothing fell back, nothing grew
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "good"),
+    [
+        ("2319-03-09T14:58:28.79375+01:00", True),
+        ("2262-04-11T23:47:16Z", True),
+        ("2026-11-28T08:00:00.5Z", False),
+        ("0001-01-01T00:00:00Z", False),
+        ("", False),
+        ("never", False),
+        (None, False),
+        (2319, False),
+    ],
+)
+def test_a_year_that_nobody_lives_to_see_is_for_good(expires_at: Any, good: bool) -> None:
+    assert is_for_ever(expires_at) is good
+    assert read_listing([{"name": "m", "expires_at": expires_at}])[0].for_ever is good
 
 
 def test_more_on_the_gpu_than_there_is_counts_once() -> None:

@@ -20,7 +20,7 @@ from ollama_adapter.cli.waiting import WaitingLine
 from ollama_adapter.config import LOOPBACK, Config
 from ollama_adapter.core.amounts import budget, gib
 from ollama_adapter.core.durations import keep_alive_ns
-from ollama_adapter.core.ledger import read_footprint
+from ollama_adapter.core.listing import is_for_ever, read_footprint
 from ollama_adapter.core.names import key_of, local_name, weights_of
 from ollama_adapter.core.reloading import check_options
 from ollama_adapter.core.vocabulary import wire_keep_alive
@@ -88,7 +88,7 @@ async def _residents(adapter: OllamaAdapter) -> list[dict[str, Any]]:
         held = footprint(each)
         each["ram_bytes"], each["vram_bytes"] = (held.ram, held.vram) if held else (None, None)
         each["busy"] = working.get(_name(each))
-        for_ever = instant(each.get("expires_at")) == FOR_EVER
+        for_ever = is_for_ever(each.get("expires_at"))
         each["pinned"] = for_ever or key_of(_name(each)) in pinned
     return found
 
@@ -242,7 +242,7 @@ async def _unpin(config: Config, model: str, as_json: bool) -> None:
         before = await _listed(adapter, model)
         if not before:
             await adapter.client.show(model)  # a name that means nothing is an error
-        pinned = instant(before.get("expires_at")) == FOR_EVER
+        pinned = is_for_ever(before.get("expires_at"))
         adapter.pool.on_progress(line.note)
         try:
             if pinned:

@@ -9,69 +9,18 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import msgspec
 
 from ollama_adapter.core.durations import FOREVER_NS
-from ollama_adapter.core.names import parse_name
+from ollama_adapter.core.listing import NOTHING, Listed
 from ollama_adapter.core.planning import Resident
-from ollama_adapter.errors import InvalidRequest
 from ollama_adapter.events import Change, Footprint, ResidencyChange
 
 MARGIN_NS: Final = 500_000_000  # before its keep-alive ends a model no longer counts as warm
 LAPSE_NS: Final = 10_000_000_000  # for how long a model that is not listed may be ours again
-NOTHING: Final = Footprint()
 REMEMBERED: Final = 256
-_MOST_BYTES: Final = 1 << 46  # no machine has 64 TiB of memory for one model
-
-
-class Listed(msgspec.Struct, frozen=True):
-    """One entry of /api/ps."""
-
-    name: str
-    key: str
-    digest: str
-    footprint: Footprint
-    num_ctx: int
-
-
-def read_footprint(listed: Mapping[str, Any]) -> Footprint:
-    """What an entry of /api/ps says that a model takes; nothing at all where that makes no sense.
-
-    `size` has to be a whole number from 1 to 64 TiB, and `size_vram`, where it is said, one from 0 on: of
-    `size` it is all at most. One that is none makes both unknown, and what was known before still counts.
-    """
-    size, vram = listed.get("size"), listed.get("size_vram", 0)
-    if not _is_number(size, 1) or not _is_number(vram, 0):
-        return NOTHING
-    return Footprint(max(0, size - vram), min(vram, size))
-
-
-def read_listing(entries: Iterable[Mapping[str, Any]]) -> list[Listed]:
-    """What the daemon lists, without what is no model; a number that cannot be is 0."""
-    found = []
-    for each in entries:
-        name = each.get("name") or each.get("model")
-        try:
-            parsed = parse_name(name if isinstance(name, str) else "")
-        except InvalidRequest:
-            continue
-        digest, context = each.get("digest"), each.get("context_length")
-        found.append(
-            Listed(
-                str(parsed),
-                parsed.key,
-                digest.removeprefix("sha256:") if isinstance(digest, str) else "",
-                read_footprint(each),
-                context if _is_number(context, 1) else 0,
-            )
-        )
-    return found
-
-
-def _is_number(value: object, least: int) -> TypeGuard[int]:
-    return type(value) is int and least <= value <= _MOST_BYTES
 
 
 class Entry(msgspec.Struct, eq=False):
@@ -80,7 +29,8 @@ class Entry(msgspec.Struct, eq=False):
     `listed`: the daemon has said so. `missing`: it does not say so any more, though the model is in use.
     `doubtful`: it may be gone, and the next request has to make sure.
     `foreign`: somebody else has loaded it. `stuck`: the daemon does not unload it, though we asked.
-    `keep_ns`: how long it stays after its last use, as the daemon was last told.
+    `keep_ns`: how long it stays after its last use, as the daemon was last told by us. `held`: somebody else
+    has told it to keep the model for good, and so do our requests.
     """
 
     name: str
@@ -94,6 +44,7 @@ class Entry(msgspec.Struct, eq=False):
     last_used_ns: int = 0
     users: int = 0
     foreign: bool = False
+    held: bool = False
     listed: bool = False
     loading: bool = False
     missing: bool = False
@@ -118,6 +69,7 @@ class Entry(msgspec.Struct, eq=False):
         keep_ns = self.keep_ns if keep_ns is None else keep_ns
         self.last_used_ns, self.keep_ns = now_ns, keep_ns
         self.until_ns = FOREVER_NS if keep_ns == FOREVER_NS else now_ns + keep_ns
+        self.held = self.held and keep_ns == FOREVER_NS
 
 
 class Ledger:
@@ -161,7 +113,7 @@ class Ledger:
                 each.footprint,
                 each.last_used_ns,
                 busy=each.users > 0 or each.loading,
-                pinned=each.key in kept,
+                pinned=each.key in kept or each.held,
                 foreign=each.foreign or each.stuck,
                 load_s=each.load_s,
             )
@@ -214,6 +166,7 @@ class Ledger:
             found.num_ctx,
             last_used_ns=now_ns,
             foreign=True,
+            held=found.for_ever,
             listed=True,
         )
         self.entries[found.key] = entry
@@ -239,6 +192,10 @@ def _compare(entry: Entry, found: Listed, now_ns: int) -> list[ResidencyChange]:
     entry.footprint, entry.num_ctx = after, found.num_ctx
     entry.listed, entry.missing = True, False
     entry.digest = found.digest or entry.digest
+    if not found.for_ever:
+        entry.held = False
+    elif not entry.users and entry.keep_ns != FOREVER_NS:  # in use its time may be an old one
+        entry.held = True
     changes = []
     if known and after.vram < before.vram:
         why = (

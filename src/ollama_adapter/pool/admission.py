@@ -207,6 +207,8 @@ class Admission:
         """The daemon of this moment, of the model and of memory."""
         await self._catalogue.describe(errand.model, errand.key)
         await self._mover.refresh()
+        entry = self._ledger.find(errand.key)
+        errand.held = errand.held or (entry is not None and entry.held)
 
     async def _wait(self, errand: Errand, possible: Callable[[], bool]) -> bool:
         """Within a turn: others look at memory meanwhile, and are too late from then on."""

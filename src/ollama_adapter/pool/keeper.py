@@ -197,14 +197,14 @@ class ModelPool:
 
     def residents(self) -> list[ResidentModel]:
         """What is in memory, as far as we know, in the order in which it came."""
-        pinned = self._planner.pinned
+        keeps = self._planner.keeps
         return [
             ResidentModel(
                 each.name,
                 each.footprint,
                 each.num_ctx,
                 each.users,
-                each.key in pinned,
+                keeps(each),
                 each.foreign,
                 each.last_used_ns,
                 each.until_ns,

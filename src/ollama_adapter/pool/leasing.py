@@ -116,8 +116,7 @@ class Leasing:
     def _lease(
         self, request: Request, entry: Entry, settled: Settled, warm: bool, queued_ns: int
     ) -> Lease:
-        pinned = entry.key in self._planner.pinned
-        keep_alive = -1 if pinned else request.keep_alive
+        keep_alive = -1 if self._planner.keeps(entry) else request.keep_alive
         sent = readdress(request, request.model, settled.reloading, keep_alive)
         entry.keep_ns = keep_alive_ns(keep_alive)
         return Lease(

@@ -72,6 +72,8 @@ class Errand(Veiled, msgspec.Struct, eq=False):
     stage: Stage = Stage.PREPARING
     has_place: bool = False
     closing: frozenset[str] = frozenset()
+    held: bool = False
+    """Somebody else keeps the model for good, also where it has to be loaded anew."""
     queued: bool = False
     admitted: bool = False
     """It has waited before, and is not sent away where it has to wait once more."""

@@ -104,12 +104,13 @@ class Loader:
             digest = self._catalogue.digest(errand.key)
             entry = self._ledger.entries[errand.key] = Entry(errand.model, errand.key, digest)
         entry.reloading, entry.footprint = errand.options, plan.takes
-        entry.num_ctx = plan.num_ctx
+        entry.num_ctx, entry.held = plan.num_ctx, errand.held
         return entry
 
     def _keep_alive(self, errand: Errand) -> str | float:
         """As all who wait wish at this moment."""
-        return -1 if errand.key in self._planner.pinned else errand.keep_alive
+        for_good = errand.key in self._planner.pinned or (errand.held and not errand.renews)
+        return -1 if for_good else errand.keep_alive
 
     async def _send(self, errand: Errand, entry: Entry, expected_s: float | None) -> None:
         """The request that loads; afterwards the entry is as the daemon lists it."""

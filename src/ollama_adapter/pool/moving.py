@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Final
 
 from ollama_adapter.client import OllamaClient
-from ollama_adapter.core.ledger import Entry, Listed, read_listing
+from ollama_adapter.core.ledger import Entry
+from ollama_adapter.core.listing import Listed, read_listing
 from ollama_adapter.core.requests import Request, load_request
 from ollama_adapter.errors import AdapterError, ModelLoadFailed, ModelNotFound
 from ollama_adapter.events import Change, Footprint, ResidencyChange

@@ -32,6 +32,10 @@ class Planner:
         """How a model was loaded."""
         return Held(entry.reloading, entry.num_ctx, self._catalogue.facts(entry.key).context)
 
+    def keeps(self, entry: Entry) -> bool:
+        """It stays for good: we have pinned it, or somebody else has."""
+        return entry.held or entry.key in self.pinned
+
     def serves(self, entry: Entry, options: Mapping[str, Any]) -> bool:
         """It was loaded with options that mean the same."""
         held = self.held(entry)
