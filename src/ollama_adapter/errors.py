@@ -136,9 +136,7 @@ class ProtocolError(TransportError):
 class ResponseError(AdapterError):
     """The daemon answered with an error: its HTTP `status` and the `model` asked for."""
 
-    usual_hint = (
-        "`ollama-adapter models` tells what the model can do; the daemon's own log tells more"
-    )
+    usual_hint = "where the daemon keeps a log, it tells more"
 
     def __init__(self, message: str, *, status: int = 0, model: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)

@@ -178,6 +178,15 @@ async def test_broken_files_are_not_imported(machine: Machine) -> None:
     assert not store.exists()
 
 
+async def test_a_pipe_is_not_waited_for_when_it_is_to_be_imported(machine: Machine) -> None:
+    pipe = machine.home / "pipe.gguf"
+    os.mkfifo(pipe)
+    fault(await machine.run("import", str(pipe)), "pipe.gguf is not a regular file", hint=True)
+    fault(await machine.run("import", "/dev/zero", "m"), "is not a regular file", hint=True)
+    done = await machine.run("import", "")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: no file was named")
+
+
 async def test_settings_that_cannot_be_used(machine: Machine) -> None:
     settings = machine.home / "settings.toml"
     machine.environment["OLLAMA_ADAPTER_CONFIG"] = str(settings)

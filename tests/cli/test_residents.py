@@ -168,6 +168,17 @@ async def test_a_plan_for_a_model_in_memory(machine: Machine) -> None:
     assert other["used"]["ram"] > GIB
 
 
+@pytest.mark.parametrize("command", ["rm", "unload", "unpin"])
+async def test_who_wants_to_be_rid_of_a_model_is_not_told_how_to_get_it(
+    machine: Machine, command: str
+) -> None:
+    async with PretendOllama(SMALL) as daemon:
+        machine.port = daemon.port
+        (line,) = (await machine.run(command, "nothing", "--json")).lines
+        assert line["error"] == "ModelNotFound"
+        assert "lists what is" in line["hint"] and "pull" not in line["hint"]
+
+
 async def test_who_wants_a_model_to_go_is_told_how(machine: Machine) -> None:
     done = await machine.run("load", "small:1b", "--keep-alive", "0", "--json")
     assert done.lines[0]["hint"] == "`ollama-adapter unload small:1b` ends its stay"

@@ -201,6 +201,33 @@ def test_every_error_of_ours_carries_a_hint_where_there_is_something_to_do() -> 
         assert error.hint
 
 
+@pytest.mark.parametrize(
+    ("status", "words", "hint"),
+    [
+        (400, '"m" does not support thinking', "leave think out, or use another model"),
+        (400, '"m" does not support tools', "leave tools out, or use another model"),
+        (400, '"m" does not support chat', "use a model that writes; this one makes embeddings"),
+        (400, "Unrecognized schema: a $ref", "correct the schema in format"),
+        (400, "json: cannot unmarshal", "correct the request, or use another model"),
+        (500, 'invalid format: "x"', "correct the schema in format"),
+        (500, "out of luck", ResponseError.usual_hint),
+        (501, "This server does not support embeddings.", "use an embedding model"),
+    ],
+)
+def test_a_refusal_says_what_to_do_about_it(status: int, words: str, hint: str) -> None:
+    assert fault(status, json.dumps({"error": words})).hint == hint
+
+
+def test_a_model_without_embeddings_is_told_of_in_our_words() -> None:
+    error = fault(501, '{"error":"This server does not support embeddings. Start it with `--x`"}')
+    assert str(error) == "m:latest makes no embeddings"
+
+
+def test_nobody_is_sent_to_download_what_only_the_package_has() -> None:
+    assert "pull" not in model_not_found("tinydoc:latest").hint
+    assert "`ollama-adapter pull m`" in model_not_found("m").hint
+
+
 def test_the_model_of_the_package_cannot_be_removed_and_nothing_else_is_advised() -> None:
     words = "tinydoc is part of the package and cannot be changed; it can be copied"
     error = fault(400, f'{{"error":"{words}"}}', model="tinydoc")

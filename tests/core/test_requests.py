@@ -212,6 +212,13 @@ def test_a_keyword_of_a_wrong_type_is_refused_by_its_name(
         assert len(str(caught.value)) < 150
 
 
+@pytest.mark.parametrize("value", [10**23, 1 << 63, 1 << 20_000], ids=["far", "just", "endless"])
+@pytest.mark.parametrize("name", ["seed", "num_ctx"])
+def test_an_integer_that_is_too_large_is_said_to_be(name: str, value: int) -> None:
+    with pytest.raises(InvalidRequest, match=r"not one that takes more than 64 bits$"):
+        generate_request("m", "hi", {name: value}, "5m")
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_may_stand_in_options_and_is_checked_there_too(name: str) -> None:
     for value in GOOD[name]:

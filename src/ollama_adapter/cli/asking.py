@@ -197,5 +197,7 @@ def read_format(text: str | None) -> Any:
             f"the schema {text} is not JSON", hint="it must be an object"
         ) from None
     if not isinstance(schema, dict):
-        raise InvalidRequest(f"the schema {text} must be a JSON object")
+        raise InvalidRequest(
+            f"the schema {text} must be a JSON object", hint='the smallest is {"type": "object"}'
+        )
     return schema

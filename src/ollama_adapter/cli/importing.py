@@ -26,6 +26,8 @@ class _Stopped(Exception):
 
 
 def import_file(file: Path, name: str | None, *, as_json: bool) -> Coroutine[Any, Any, None]:
+    if not file.name:
+        raise InvalidRequest("no file was named", hint="ollama-adapter import FILE.gguf")
     config = settings.load_config()
     given = name or name_of(file)
     try:

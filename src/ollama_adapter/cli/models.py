@@ -21,7 +21,7 @@ from ollama_adapter.cli.output import complain, console, harmless, print_json, p
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core.amounts import gib
 from ollama_adapter.core.names import local_name
-from ollama_adapter.errors import AdapterError
+from ollama_adapter.errors import AdapterError, ModelNotFound
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
 
@@ -130,6 +130,8 @@ async def _remove(config: Config, names: Iterable[str], as_json: bool) -> None:
             try:
                 await orchestrator.adapter.client.delete(name)
             except AdapterError as error:
+                if isinstance(error, ModelNotFound):
+                    error.hint = "`ollama-adapter models` lists what is here"
                 if failure is not None:
                     complain("error", str(error), error.hint)
                 failure = failure or error

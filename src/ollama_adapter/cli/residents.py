@@ -24,7 +24,13 @@ from ollama_adapter.core.listing import is_for_ever, read_footprint
 from ollama_adapter.core.names import key_of, local_name, weights_of
 from ollama_adapter.core.reloading import check_options
 from ollama_adapter.core.vocabulary import wire_keep_alive
-from ollama_adapter.errors import AdapterError, DaemonError, DaemonNotFound, InvalidRequest
+from ollama_adapter.errors import (
+    AdapterError,
+    DaemonError,
+    DaemonNotFound,
+    InvalidRequest,
+    ModelNotFound,
+)
 from ollama_adapter.events import Footprint
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
@@ -215,7 +221,7 @@ async def _unload(config: Config, model: str, as_json: bool) -> None:
     async with running(config) as adapter:
         listed = await _listed(adapter, model)
         if not listed:
-            await adapter.client.show(model)  # a name that means nothing is an error
+            await _check_known(adapter, model)
         adapter.pool.on_progress(line.note)
         try:
             await adapter.pool.unload(model)
@@ -230,6 +236,15 @@ async def _unload(config: Config, model: str, as_json: bool) -> None:
         complain("note", f"{model} was not in memory")
 
 
+async def _check_known(adapter: OllamaAdapter, model: str) -> None:
+    """A name that means nothing is an error, and not just of no model in memory."""
+    try:
+        await adapter.client.show(model)
+    except ModelNotFound as error:
+        error.hint = "`ollama-adapter ps` lists what is in memory"
+        raise
+
+
 def unpin(model: str, *, as_json: bool) -> Work:
     local_name(model)
     return _unpin(settings.load_config(), model, as_json)
@@ -241,7 +256,7 @@ async def _unpin(config: Config, model: str, as_json: bool) -> None:
     async with running(config) as adapter:
         before = await _listed(adapter, model)
         if not before:
-            await adapter.client.show(model)  # a name that means nothing is an error
+            await _check_known(adapter, model)
         pinned = is_for_ever(before.get("expires_at"))
         adapter.pool.on_progress(line.note)
         try:

@@ -13,7 +13,9 @@ from ollama_adapter.cli.output import complain, print_json
 from ollama_adapter.errors import AdapterError, InvalidRequest, StreamInterrupted
 
 REWORDED: Final = (
-    (InvalidRequest.usual_hint, "`ollama-adapter run --help` tells; -o takes any option of Ollama"),
+    (InvalidRequest.usual_hint, "the command's --help tells; -o takes any option of Ollama"),
+    ("leave think out", "leave --think out"),
+    ("the schema in format", "the schema in the file of --format"),
     ("as a keyword or in options, once", "as an option of its own or with -o, once"),
     ("; to only load a model, use ensure_loaded", ""),
     ("use `async with` for streams; ", "what reads the output has to go on; "),

@@ -44,6 +44,15 @@ OVERFLOWS: Final = (
     "exceeds the context length",
 )
 BUNDLED: Final = "is part of the package"  # what the embedded daemon says of tinydoc
+ADVICE: Final = (  # by a sign in the daemon's words
+    ("does not support thinking", "leave think out, or use another model"),
+    ("does not support tools", "leave tools out, or use another model"),
+    ("does not support generate", "use a model that writes; this one makes embeddings"),
+    ("does not support chat", "use a model that writes; this one makes embeddings"),
+    ("schema", "correct the schema in format"),
+    ("invalid format", "correct the schema in format"),
+    ("cannot hold the answer to this format", "use a simpler schema in format, or none"),
+)
 RUNNER_DIED: Final = "an error was encountered while running the model"
 _TOKENS: Final = re.compile(r"\((\d{1,18}) tokens\)", re.ASCII)
 
@@ -53,7 +62,7 @@ def response_error(status: int, body: bytes, model: str, private: bytes = b"") -
     words, detail = _words(body)
     if 300 <= status < 400:
         return ProtocolError(f"the daemon redirects (status {status}), and we do not follow")
-    for classify in (_overflow, _not_found, _refused, _busy, _bundled):
+    for classify in (_overflow, _not_found, _refused, _busy, _bundled, _no_embeddings):
         if (error := classify(status, words, detail, model)) is not None:
             return error
     shown = _shown(words, private)
@@ -64,7 +73,7 @@ def response_error(status: int, body: bytes, model: str, private: bytes = b"") -
         + (shown or "no reason given"),
         status=status,
         model=model,
-        hint="use an embedding model" if status == 501 else "",
+        hint=_advice(status, words),
     )
 
 
@@ -206,12 +215,16 @@ def _not_found(status: int, words: str, _: dict[str, Any], model: str) -> Adapte
 
 
 def model_not_found(model: str) -> ModelNotFound:
+    lists = "`ollama-adapter models` lists what is here; "
+    if model.lower().partition(":")[0] == "tinydoc":
+        more = "the embedded daemon alone has tinydoc, and no tag of it but latest"
+    else:
+        more = (
+            f"`ollama-adapter pull {model}` downloads it, with your consent; "
+            "`ollama-adapter import FILE.gguf NAME` adds a file"
+        )
     return ModelNotFound(
-        f"there is no model {model} here",
-        status=404,
-        model=model,
-        hint=f"`ollama-adapter models` lists what is here; `ollama-adapter pull {model}` downloads it, "
-        "with your consent; `ollama-adapter import FILE.gguf NAME` adds a file",
+        f"there is no model {model} here", status=404, model=model, hint=lists + more
     )
 
 
@@ -241,6 +254,15 @@ def _busy(status: int, words: str, _: dict[str, Any], model: str) -> AdapterErro
     )
 
 
+def _no_embeddings(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+    """Its own words are llama.cpp's, and name a switch that nobody here has."""
+    if status != 501:
+        return None
+    return ResponseError(
+        f"{model} makes no embeddings", status=status, model=model, hint="use an embedding model"
+    )
+
+
 def _bundled(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
     if status != 400 or BUNDLED not in words:
         return None
@@ -250,6 +272,12 @@ def _bundled(status: int, words: str, _: dict[str, Any], model: str) -> AdapterE
         model=model,
         hint="leave it: it takes no place among the models",
     )
+
+
+def _advice(status: int, words: str) -> str:
+    """What to do about a refusal; "" where nothing of ours helps."""
+    known = next((advice for sign, advice in ADVICE if sign in words), "")
+    return known or ("correct the request, or use another model" if status < 500 else "")
 
 
 def _load_failure(status: int, words: str, shown: str, model: str) -> AdapterError | None:

@@ -21,8 +21,11 @@ MAX_TOP_LOGPROBS: Final = 20
 
 
 def _integer(value: Any) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and -(1 << 63) <= value < 1 << 63
+    return isinstance(value, int) and not isinstance(value, bool) and _fits(value)
+
+
+def _fits(value: int) -> bool:
+    return -(1 << 63) <= value < 1 << 63
 
 
 def _size(value: Any) -> bool:
@@ -214,6 +217,8 @@ def check(name: str, kind: Kind, value: Any) -> None:
         found = repr(value) if kind.shown and _is_short(value) else kind_of(value)
         if kind is DURATION and isinstance(value, str):
             found = "this text"
+        elif type(value) is int and kind in (INTEGER, SIZE) and not _fits(value):
+            found = "one that takes more than 64 bits"
         raise InvalidRequest(f"{name} must be {kind.words}, not {found}")
 
 

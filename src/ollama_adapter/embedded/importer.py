@@ -60,6 +60,9 @@ def list_models(models_dir: Path) -> list[Model]:
 
 
 def _checked(path: Path) -> gguf.Header:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # To open a pipe is to wait for its writer, and no Ctrl-C ends that.
+        raise InvalidModelFile(f"{path} is not a regular file", hint="copy it into one first")
     try:
         return gguf.parse(open_gguf(path))
     except IsADirectoryError:
