@@ -14,15 +14,13 @@ from hypothesis import strategies as st
 
 from ollama_adapter.core.failures import (
     MAX_WORDS,
-    SHARED_RUN,
-    SHORTEST,
     context_overflow,
     model_not_found,
     remote_refused,
     response_error,
     stream_error,
-    without_shared,
 )
+from ollama_adapter.core.redaction import SHARED_RUN, SHORTEST, without_shared
 from ollama_adapter.errors import (
     AdapterError,
     ContextOverflow,
@@ -234,6 +232,21 @@ def test_the_model_of_the_package_cannot_be_removed_and_nothing_else_is_advised(
     assert str(error) == "tinydoc is part of the package, and cannot be changed or removed"
     assert error.hint.startswith("leave it")
     assert error.hint != fault(400, "{}").hint
+
+
+@pytest.mark.parametrize(
+    ("options", "raises"),
+    [({"num_ctx": 8192}, False), ({"num_ctx": 64}, True), ({}, True), (5, True), (None, True)],
+)
+def test_nobody_is_told_to_raise_what_the_model_does_not_go_beyond(
+    options: Any, raises: bool
+) -> None:
+    body = json.dumps({"prompt": "x", "options": options}).encode()
+    words = "the request (18009 tokens) exceeds the available context size (1024 tokens)"
+    error = fault(400, json.dumps({"error": words}), body)
+    assert isinstance(error, ContextOverflow) and error.context_tokens == 1024
+    assert ("raise num_ctx" in error.hint) is raises
+    assert "truncate" in error.hint
 
 
 @pytest.mark.parametrize(("sent", "fits"), [(0, 0), (5, 0), (0, 5)])

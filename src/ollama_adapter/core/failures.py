@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ollama_adapter.core.redaction import json_object, without_shared
 from ollama_adapter.errors import (
     AdapterError,
     ContextOverflow,
@@ -28,8 +29,6 @@ from ollama_adapter.errors import (
 )
 
 MAX_WORDS: Final = 300  # characters of the daemon's text that are shown
-SHARED_RUN: Final = 12  # so many characters in common with a request are part of it
-SHORTEST: Final = 4  # a shorter string of a request says nothing, and is part of any sentence
 LOAD_FAILURES: Final = (
     "llama-server process has terminated",
     "timed out waiting for llama-server",
@@ -43,6 +42,7 @@ OVERFLOWS: Final = (
     "longer than the context length",
     "exceeds the context length",
 )
+SHORTEN: Final = "shorten the prompt, or pass truncate=True (--truncate) to let the daemon cut it"
 BUNDLED: Final = "is part of the package"  # what the embedded daemon says of tinydoc
 ADVICE: Final = (  # by a sign in the daemon's words
     ("does not support thinking", "leave think out, or use another model"),
@@ -64,6 +64,10 @@ def response_error(status: int, body: bytes, model: str, private: bytes = b"") -
         return ProtocolError(f"the daemon redirects (status {status}), and we do not follow")
     for classify in (_overflow, _not_found, _refused, _busy, _bundled, _no_embeddings):
         if (error := classify(status, words, detail, model)) is not None:
+            if isinstance(error, ContextOverflow) and 0 < error.context_tokens < _asked_ctx(
+                private
+            ):
+                error.hint = SHORTEN
             return error
     shown = _shown(words, private)
     if (error := _load_failure(status, words, shown, model)) is not None:
@@ -99,63 +103,6 @@ def stream_error(error: Any, model: str, session_id: str = "", tokens: int = 0) 
     )
 
 
-def without_shared(text: str, private: bytes) -> str:
-    """`text` with an ellipsis for all that it shares with `private`, a request's body.
-
-    That is every run of SHARED_RUN characters, and every shorter string of the request as a whole.
-    The model's name and the API's own words are not private.
-    """
-    strings = _strings(_json(private)) or {private.decode("utf-8", "replace")}
-    quoted = {msgspec.json.encode(each).decode()[1:-1] for each in strings}
-    haystack = _near(text, "\n\0".join(strings | quoted))
-    shared = bytearray(len(text))
-    for start in range(len(text) - SHARED_RUN + 1):
-        if text[start : start + SHARED_RUN] in haystack:
-            shared[start : start + SHARED_RUN] = b"\1" * SHARED_RUN
-    for each in strings | quoted:
-        if SHORTEST <= len(each) < SHARED_RUN:
-            for match in re.finditer(re.escape(each), text):
-                shared[match.start() : match.end()] = b"\1" * len(each)
-    marked = "".join("\0" if hide else char for char, hide in zip(text, shared, strict=True))
-    return re.sub("\0+", "…", marked)
-
-
-def _near(text: str, haystack: str) -> str:
-    """The parts of `haystack` where a run of it may stand in `text`: a prompt may be of many megabytes.
-
-    Such a run holds one of the haystack's blocks of half its length.
-    """
-    half = SHARED_RUN // 2
-    grams = {text[at : at + half] for at in range(len(text) - half + 1)}
-    blocks = range(0, len(haystack), half)
-    hits = {
-        haystack[max(0, at - half) : at + 2 * half]
-        for at in blocks
-        if haystack[at : at + half] in grams
-    }
-    return "\n\0".join(hits)
-
-
-def _strings(request: Any) -> set[str]:
-    """Every string that a request's body holds, however deep, but for the API's own words."""
-    found: set[str] = set()
-    waiting = [(request, True)]  # a value, and whether its keys are the API's
-    while waiting:
-        value, ours = waiting.pop()
-        if isinstance(value, str):
-            found.add(value)
-        elif isinstance(value, list):
-            waiting += [(each, False) for each in value]
-        elif isinstance(value, dict):
-            found |= set() if ours else set(value)
-            waiting += [
-                (each, ours and name == "options")
-                for name, each in value.items()
-                if not (ours and name in ("model", "keep_alive"))
-            ]
-    return found
-
-
 def _shown(words: str, private: bytes) -> str:
     """The first line, within limits, without what it shares with the request."""
     shown = without_shared(words.strip()[: 2 * MAX_WORDS], private)
@@ -168,22 +115,14 @@ def _count(value: Any, otherwise: int) -> int:
 
 def _words(body: bytes) -> tuple[str, dict[str, Any]]:
     """The text of an error body, and the details of one that is wrapped in it as JSON."""
-    outer = _json(body)
+    outer = json_object(body)
     error = outer.get("error", "")
-    inner = _json(error.encode("utf-8", "replace")) if isinstance(error, str) else outer
+    inner = json_object(error.encode("utf-8", "replace")) if isinstance(error, str) else outer
     detail = inner.get("error", inner)
     if not isinstance(detail, dict):
         detail = {}
     words = detail.get("message", error)
     return (words if isinstance(words, str) else ""), detail
-
-
-def _json(data: bytes) -> dict[str, Any]:
-    try:
-        value = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _overflow(status: int, words: str, detail: dict[str, Any], model: str) -> AdapterError | None:
@@ -204,7 +143,7 @@ def context_overflow(model: str, sent: int, fits: int, status: int = 200) -> Con
         context_tokens=fits,
         status=status,
         model=model,
-        hint="shorten the prompt, raise num_ctx, or pass truncate=True (--truncate) to let the daemon cut it",
+        hint=f"raise num_ctx, {SHORTEN}",
     )
 
 
@@ -212,6 +151,12 @@ def _not_found(status: int, words: str, _: dict[str, Any], model: str) -> Adapte
     if status != 404 or "not found" not in words:
         return None
     return model_not_found(model)
+
+
+def _asked_ctx(private: bytes) -> int:
+    """The num_ctx of a request; where more was asked for than is there, the model goes no further."""
+    options = json_object(private).get("options")
+    return _count(options.get("num_ctx"), 0) if isinstance(options, dict) else 0
 
 
 def model_not_found(model: str) -> ModelNotFound:
