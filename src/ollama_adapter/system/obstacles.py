@@ -6,6 +6,7 @@ from ollama_adapter.config import DaemonConfig, DaemonMode, Sandbox
 from ollama_adapter.errors import AdapterError
 from ollama_adapter.system import settings
 from ollama_adapter.system.jail import levels
+from ollama_adapter.system.jail.policy import Level
 from ollama_adapter.system.trust import check_program, check_store
 
 
@@ -22,8 +23,11 @@ def obstacle(config: DaemonConfig) -> AdapterError | None:
         only = config.mode is DaemonMode.OLLAMA or not settings.has_embedded_engine()
         if ollama and only:
             check_program(ollama)
+        level = Level.NONE
         if config.sandbox is not Sandbox.NONE:
-            levels.decide(levels.probe(), config.sandbox.value)
+            level = levels.decide(levels.probe(), config.sandbox.value).level
+        if store.exists():
+            settings.check_readable(store, jailed=level is not Level.NONE)
     except AdapterError as error:
         return error
     return None

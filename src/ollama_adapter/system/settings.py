@@ -16,6 +16,7 @@ from typing import Final
 
 from ollama_adapter.config import Config, DaemonConfig
 from ollama_adapter.errors import ConfigError
+from ollama_adapter.system.jail import JAIL_UID
 
 APPLICATION: Final = "ollama-adapter"
 COMPILED: Final = "PYTHONPYCACHEPREFIX"
@@ -92,7 +93,24 @@ def pulling_dir() -> Path:
 
 def may_be_written(store: Path) -> bool:
     """The daemon may change this store. Root's daemon is another user: it would have to be given away."""
-    return os.geteuid() != 0 or store.is_relative_to(_own_data())
+    ours_to_give = os.geteuid() != 0 or store.is_relative_to(_own_data())
+    return ours_to_give and os.access(store, os.W_OK | os.X_OK)
+
+
+def check_readable(store: Path, *, jailed: bool) -> None:
+    """The daemon may read a store that is there, in a jail or without one. Raises ConfigError."""
+    if not os.access(store, os.R_OK | os.X_OK):
+        raise ConfigError(
+            f"the model store {store} cannot be read",
+            hint="set OLLAMA_MODELS to a directory that you may read",
+        )
+    if jailed and os.geteuid() == 0 and not may_be_written(store):
+        about = store.stat()
+        if about.st_uid != JAIL_UID and about.st_mode & 0o005 != 0o005:
+            raise ConfigError(
+                f"the model store {store} cannot be read by the daemon, which is another user than root",
+                hint=f"chmod -R o+rX {store}, or set OLLAMA_MODELS to a directory that others may read",
+            )
 
 
 def find_ollama(config: DaemonConfig) -> str | None:

@@ -90,8 +90,9 @@ class Spawner:
 
     async def _jailed(self, argv: list[str], environment: Mapping[str, str], port: int) -> Child:
         """Spawn it in the best jail that holds. Raises NotSandboxed where none does that must."""
-        wish = self._config.sandbox
+        wish, store = self._config.sandbox, Path(environment["OLLAMA_MODELS"])
         if wish is Sandbox.NONE:
+            settings.check_readable(store, jailed=False)
             return await spawn(argv, environment, "/", self._scope)
         failed: tuple[Level, ...] = ()
         refusal: NotSandboxed | None = None
@@ -102,6 +103,7 @@ class Spawner:
                     level = levels.decide(facts, wish.value, without=failed).level
                 except NotSandboxed as error:
                     raise refusal or error from None
+                settings.check_readable(store, jailed=level is not Level.NONE)
                 try:
                     policy = self._policy(level, argv, environment, port)
                     return await spawn(argv, environment, "/", self._scope, policy, keeper=keeper)
