@@ -30,7 +30,7 @@ from ollama_adapter.errors import (
     NotOllama,
 )
 from ollama_adapter.events import DaemonChange
-from ollama_adapter.system import spawning
+from ollama_adapter.system import settings, spawning
 from ollama_adapter.system.clock import SystemClock
 from ollama_adapter.system.dialing import find_free_port
 from ollama_adapter.system.jail import levels
@@ -177,14 +177,43 @@ async def test_a_daemon_that_runs_is_adopted_and_never_stopped() -> None:
             assert daemon.state is DaemonState.READY
 
 
-async def test_nothing_to_adopt_says_how_to_get_a_daemon() -> None:
-    config = DaemonConfig(port=find_free_port(), mode=DaemonMode.ADOPT)
-    async with supervising(config) as daemon:
+@pytest.mark.parametrize("mode", [DaemonMode.ADOPT, DaemonMode.OLLAMA])
+async def test_where_no_daemon_can_be_had_what_would_help_in_this_mode_is_said(
+    mode: DaemonMode, monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(place))
+    async with supervising(DaemonConfig(port=find_free_port(), mode=mode)) as daemon:
         with pytest.raises(DaemonNotFound) as caught:
             await daemon.ensure_running()
-        assert str(config.port) in str(caught.value)
-        assert "pip install" in caught.value.hint
+        assert (str(daemon.port) in str(caught.value)) is (mode is DaemonMode.ADOPT)
+        assert f"daemon.mode is {mode}" in caught.value.hint
+        assert "pip install" not in caught.value.hint, "our own daemon is not used in this mode"
         assert daemon.state is DaemonState.FAILED
+
+
+async def test_what_did_not_start_is_told_with_its_reason_where_another_starts(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Installed(place, "fail").config(mode=DaemonMode.AUTO, port=find_free_port())
+    async with supervising(config) as daemon:
+        await daemon.ensure_running()
+        assert daemon.origin == "embedded"
+    (told,) = (each.getMessage() for each in caplog.records if each.levelname == "WARNING")
+    assert told.startswith("the spawned daemon did not start: ") and "cannot work today" in told
+
+
+async def test_where_none_starts_all_reasons_are_in_the_error_alone(
+    place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [sys.executable, "-c", "raise SystemExit('its engine is broken')"]
+    monkeypatch.setattr(settings, "embedded_command", lambda: broken)
+    port, installed = find_free_port(), Installed(place, "fail")
+    config = installed.config(mode=DaemonMode.AUTO, port=port, restart_tries=1)
+    async with supervising(config) as daemon:
+        with pytest.raises(DaemonExited, match=rf"{port}; .*work today; .*is broken") as caught:
+            await daemon.ensure_running()
+        assert "install" not in caught.value.hint, "both are installed"
+    assert not [each for each in caplog.records if each.levelname == "WARNING"]
 
 
 @asynccontextmanager

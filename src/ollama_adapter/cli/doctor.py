@@ -13,13 +13,14 @@ from rich.text import Text
 
 from ollama_adapter.cli.draw import BAD, GOOD, LABEL
 from ollama_adapter.cli.output import harmless, print_json, print_table
-from ollama_adapter.cli.status import REMEDIES, look
+from ollama_adapter.cli.status import look
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.errors import DaemonError
 from ollama_adapter.system import settings
 from ollama_adapter.system.jail import levels
 from ollama_adapter.system.jail.policy import Level
 from ollama_adapter.system.jail.proof import Proof, prove
+from ollama_adapter.system.launch import remedy
 from ollama_adapter.system.obstacles import obstacle
 
 
@@ -90,7 +91,7 @@ async def _obstacle(config: Config) -> str:
     ollama = bool(settings.find_ollama(config.daemon)) and mode is not DaemonMode.EMBEDDED
     embedded = settings.has_embedded_engine() and mode is not DaemonMode.OLLAMA
     if not (ollama or embedded):
-        return f"nothing to start is installed: {REMEDIES[mode]}"
+        return f"nothing to start is installed: {remedy(mode)}"
     return str(obstacle(config.daemon) or "")
 
 

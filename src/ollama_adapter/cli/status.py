@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any
 
 from click.exceptions import Exit
 from rich.table import Table
@@ -21,15 +21,8 @@ from ollama_adapter.events import Health
 from ollama_adapter.events.health import ADOPTED
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
+from ollama_adapter.system.launch import remedy
 from ollama_adapter.system.obstacles import obstacle
-
-_EMBEDDED: Final = "pip install 'ollama-adapter[embedded]'"
-REMEDIES: Final = {
-    DaemonMode.AUTO: f"install Ollama, or {_EMBEDDED}",
-    DaemonMode.ADOPT: "start Ollama, or install it (daemon.mode is adopt, and starts none)",
-    DaemonMode.OLLAMA: "install Ollama (daemon.mode is ollama)",
-    DaemonMode.EMBEDDED: _EMBEDDED,
-}
 
 
 def status(*, start: bool, as_json: bool) -> Coroutine[Any, Any, None]:
@@ -96,7 +89,7 @@ def _next(plan: str, against: AdapterError | None, mode: DaemonMode) -> str:
         return f"would {plan}"
     if against is not None:
         return f"would fail: {in_the_commands_words(against.hint)}"
-    return f"has no daemon: {REMEDIES[mode]}"
+    return f"has no daemon: {remedy(mode)}"
 
 
 def _show(health: Health, problem: str, next_command: str, places: dict[str, str]) -> None:

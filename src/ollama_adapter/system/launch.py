@@ -33,9 +33,7 @@ from ollama_adapter.system.running import Running
 from ollama_adapter.system.scope import TaskScope
 from ollama_adapter.system.trust import check_listener
 
-INSTALL_HINT: Final = (
-    "start Ollama, or install it, or install our own daemon: pip install 'ollama-adapter[embedded]'"
-)
+_EMBEDDED: Final = "pip install 'ollama-adapter[embedded]'"
 
 log = logging.getLogger("ollama_adapter")
 
@@ -91,13 +89,17 @@ class Launcher:
                 return await self._adopt()
             except DaemonError as error:
                 refusals.append(error)
+        failed: list[tuple[str, DaemonError]] = []
         for origin, argv in self._candidates():
             try:
-                return await self._spawn(origin, argv)
+                running = await self._spawn(origin, argv)
             except DaemonError as error:
-                log.warning("the %s daemon did not start: %s", origin, type(error).__name__)
-                refusals.append(error)
-        raise _sum_up(refusals)
+                failed.append((origin, error))
+                continue
+            for other, reason in failed:  # where none starts, the error has all their reasons
+                log.warning("the %s daemon did not start: %s", other, reason)
+            return running
+        raise _sum_up([*refusals, *(each for _, each in failed)], mode)
 
     def _candidates(self) -> list[tuple[str, list[str]]]:
         """What can be spawned here, best first."""
@@ -117,7 +119,7 @@ class Launcher:
             version = await probe(dial_port(port), port, self._config.probe_timeout_s)
         except ConnectFailed as error:
             raise DaemonNotFound(
-                f"nothing listens on {LOOPBACK}:{port}", hint=INSTALL_HINT
+                f"nothing listens on {LOOPBACK}:{port}", hint=remedy(self._config.mode)
             ) from error
         except ReadTimeout as error:
             raise NotOllama(
@@ -132,15 +134,26 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, (DaemonExited, DaemonStartTimeout, PortTaken, asyncio.TimeoutError))
 
 
-def _sum_up(refusals: list[DaemonError]) -> DaemonError:
+def remedy(mode: DaemonMode) -> str:
+    """What there is to do where no daemon can be had: nothing that is done, nothing that does not help."""
+    if mode is DaemonMode.ADOPT:
+        return "start Ollama, or install it (daemon.mode is adopt, and starts none)"
+    if mode is DaemonMode.OLLAMA:
+        return "install Ollama (daemon.mode is ollama)"
+    if mode is DaemonMode.EMBEDDED:
+        return _EMBEDDED
+    ours = "" if settings.has_embedded_engine() else f", or install our own daemon: {_EMBEDDED}"
+    return f"start Ollama, or install it{ours}"
+
+
+def _sum_up(refusals: list[DaemonError], mode: DaemonMode) -> DaemonError:
     """One error for all: the only one, or the worst of them with the reasons of all."""
     if len(refusals) == 1:
         return refusals[0]
     reasons = "; ".join(map(str, refusals)) or "nothing to spawn is installed"
     message = f"no daemon can be had: {reasons}"
+    hint = (refusals[-1].hint if refusals else "") or remedy(mode)
     for each in refusals:
         if isinstance(each, DaemonExited):
-            return DaemonExited(
-                message, returncode=each.returncode, tail=each.tail, hint=INSTALL_HINT
-            )
-    return DaemonNotFound(message, hint=INSTALL_HINT)
+            return DaemonExited(message, returncode=each.returncode, tail=each.tail, hint=hint)
+    return DaemonNotFound(message, hint=hint)

@@ -94,23 +94,24 @@ class Spawner:
         if wish is Sandbox.NONE:
             settings.check_readable(store, jailed=False)
             return await spawn(argv, environment, "/", self._scope)
-        failed: tuple[Level, ...] = ()
-        refusal: NotSandboxed | None = None
+        failed: dict[Level, NotSandboxed] = {}
         while True:
             with Keeper() as keeper:  # it begins while the machine is asked
                 facts = await asyncio.get_running_loop().run_in_executor(None, levels.probe)
                 try:
-                    level = levels.decide(facts, wish.value, without=failed).level
+                    level = levels.decide(facts, wish.value, without=tuple(failed)).level
                 except NotSandboxed as error:
-                    raise refusal or error from None
+                    raise next(iter(failed.values()), error) from None
                 settings.check_readable(store, jailed=level is not Level.NONE)
                 try:
                     policy = self._policy(level, argv, environment, port)
-                    return await spawn(argv, environment, "/", self._scope, policy, keeper=keeper)
+                    child = await spawn(argv, environment, "/", self._scope, policy, keeper=keeper)
                 except NotSandboxed as error:
-                    log.warning("the daemon cannot be started at level %s", level)
-                    refusal = refusal or error
-                    failed = (*failed, level)
+                    failed[level] = error
+                    continue
+                for other, reason in failed.items():  # where none holds, the error says why
+                    log.warning("the daemon cannot be started at level %s: %s", other, reason)
+                return child
 
     @staticmethod
     def _policy(level: Level, argv: list[str], environment: Mapping[str, str], port: int) -> Policy:

@@ -65,6 +65,17 @@ def test_in_a_container_a_daemon_answers_from_under_the_guard(user: str, homes: 
     assert done.stdout.splitlines() == said, done.stderr
 
 
+@pytest.mark.parametrize("user", USERS)
+def test_a_level_that_fails_though_the_machine_promised_it_is_told_with_the_reason(
+    user: str, homes: Path
+) -> None:
+    done = run_staged([str(HERE / "promised.py")], user, homes, **STAGES["namespaces switched off"])
+    assert (done.returncode, done.stdout) == (0, "guard\n"), done.stderr
+    (told,) = done.stderr.splitlines()
+    assert told.startswith("the daemon cannot be started at level namespaces: ")
+    assert "cannot be started: " in told.partition(": ")[2]
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(("user", "stage"), CASES)
 def test_the_tests_of_this_directory_pass_there_and_leave_nothing_out(
