@@ -61,8 +61,10 @@ def test_a_body_cut_anywhere_names_the_tensor_and_both_sizes() -> None:
 @pytest.mark.parametrize("data", [b"", b"G", b"GGML" + bytes(60), b"PK\x03\x04", b"<html>"])
 def test_what_is_not_gguf_is_said_to_be_not_gguf(data: bytes) -> None:
     expected = "unexpected EOF" if data == b"G" else "not in GGUF format"
-    with pytest.raises(InvalidModelFile, match=expected):
+    with pytest.raises(InvalidModelFile, match=expected) as caught:
         gguf.parse(data)
+    assert ("it is empty" in str(caught.value)) is (data == b"")
+    assert ("converted" in caught.value.hint) is (len(data) > 1)
 
 
 def head(version: int = 3, tensors: int = 0, keys: int = 0) -> bytes:

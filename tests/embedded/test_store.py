@@ -120,6 +120,17 @@ class TestImport:
             import_gguf(good, "x", tmp_path / "models")
         assert not (tmp_path / "models").exists()
 
+    @pytest.mark.parametrize("blocked", ["models", "models/blobs", "models/manifests"])
+    def test_a_store_that_cannot_be_written_is_named(
+        self, blocked: str, files: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / blocked).parent.mkdir(exist_ok=True)
+        (tmp_path / blocked).write_text("a file where a directory should be")
+        with pytest.raises(PoolError) as refused:
+            import_gguf(files / "tiny.gguf", "x", tmp_path / "models")
+        assert f"the model store {tmp_path / 'models'}" in str(refused.value)
+        assert "OLLAMA_MODELS" in refused.value.hint
+
     def test_a_failure_in_the_middle_leaves_no_part(self, files: Path, tmp_path: Path) -> None:
         def fail(done: int, total: int) -> None:
             raise KeyboardInterrupt

@@ -173,7 +173,11 @@ def _truncated() -> InvalidModelFile:
 
 
 def _preamble(reader: _Reader) -> tuple[int, int, int]:
-    if reader.size == 0 or bytes(reader.data[:4]) != MAGIC[: reader.size]:
+    if reader.size == 0:
+        raise InvalidModelFile(
+            "supplied file was not in GGUF format: it is empty", hint="get the file again"
+        )
+    if bytes(reader.data[:4]) != MAGIC[: reader.size]:
         raise InvalidModelFile(
             "supplied file was not in GGUF format",
             hint="only GGUF files can be used; a .safetensors or .bin model must be converted first",

@@ -19,6 +19,7 @@ from ollama_adapter.core import gguf
 from ollama_adapter.core.names import ModelName, parse_name
 from ollama_adapter.embedded.store import TINYDOC_NAME, TINYDOC_NOTE, Model, Store, open_gguf
 from ollama_adapter.errors import InvalidModelFile, InvalidRequest, PoolError
+from ollama_adapter.system.store import UNWRITABLE_HINT
 
 _CHUNK: Final = 1 << 20
 _SPARE_BYTES: Final = 1 << 26
@@ -36,15 +37,21 @@ def import_gguf(
     """Copy a GGUF file into the store at `models_dir` as `name`; the full name it has now.
 
     Raises InvalidModelFile (with a hint) for a file that is no usable GGUF, InvalidRequest for a name
-    that is none, PoolError when the disk is too full, OSError when a file cannot be read or written.
+    that is none, PoolError when the store cannot be written or its disk is too full, OSError when the file
+    cannot be read.
     """
     target = parse_name(name)
     if target.key == TINYDOC_NAME.key:
         raise InvalidRequest(BUNDLED, hint="give the model another name")
     store = Store(models_dir)
     header = _checked(path)
-    digest = _copy_in(store, path, progress)
-    store.write(target, describe_config(header), [("model", digest)])
+    try:
+        digest = _copy_in(store, path, progress)
+        store.write(target, describe_config(header), [("model", digest)])
+    except OSError as error:
+        if error.filename == str(path):  # it has gone since it was checked
+            raise
+        raise PoolError(store.unwritable(error), hint=UNWRITABLE_HINT) from error
     return target
 
 

@@ -32,7 +32,7 @@ from ollama_adapter.core.registry import (
     decode_journal,
 )
 from ollama_adapter.errors import PullFailed
-from ollama_adapter.system.store import Layout
+from ollama_adapter.system.store import UNWRITABLE_HINT, Layout
 
 DIRECTORY: Final = ".pulling"
 JOURNAL: Final = ".journal"
@@ -60,7 +60,7 @@ class Staging:
     def acquire(self) -> bool:
         """Make it, and make it ours; False where another process has it. Raises PullFailed."""
         try:
-            self._layout.blobs.mkdir(parents=True, exist_ok=True)
+            self._layout.check_writable()
             self._base.mkdir(parents=True, exist_ok=True, mode=0o755)
             fd = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -204,11 +204,7 @@ class Staging:
         raise PullFailed("a staged file is not what was written there")
 
     def _unwritable(self, error: OSError) -> PullFailed:
-        reason = error.strerror or type(error).__name__
-        return PullFailed(
-            f"nothing can be put into the model store {self._layout.root}: {reason}",
-            hint="set OLLAMA_MODELS to a directory that you may write, with room in it",
-        )
+        return PullFailed(self._layout.unwritable(error), hint=UNWRITABLE_HINT)
 
 
 @contextlib.contextmanager

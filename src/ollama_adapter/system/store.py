@@ -10,12 +10,17 @@ created before something is written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from ollama_adapter.core.names import ModelName, parse_name
+
+UNWRITABLE_HINT: Final = "set OLLAMA_MODELS to a directory that you may write, with room in it"
 
 
 class Layout:
@@ -28,6 +33,17 @@ class Layout:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.root}>"
+
+    def unwritable(self, error: OSError) -> str:
+        """What to say of a failure to put something here; UNWRITABLE_HINT says what to do."""
+        reason = error.strerror or type(error).__name__
+        return f"nothing can be put into the model store {self.root}: {reason}"
+
+    def check_writable(self) -> None:
+        """Raises OSError where no blob could be put here; makes the directory for them."""
+        self.blobs.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.blobs, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "it cannot be written", str(self.blobs))
 
     def blob(self, digest: str) -> Path:
         """Where the blob `sha256:<hex>` is, or would be."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ollama_adapter.embedded.store import TINYDOC
 from tests.system.jail.grounds import ROOT, USERS, run_staged
 
 COMMAND = ("-m", "ollama_adapter")
@@ -14,7 +15,10 @@ STAGES = {"as it is": {}, "namespaces switched off": {"refuse": True}}
 
 
 def store_of(user: str, homes: Path, mode: int) -> Path:
-    """What that user's daemon reads: ours, with these rights for the user."""
+    """What that user's daemon reads: ours, with these rights for the user, who adopts nothing."""
+    settings = homes / user / ".config" / "ollama-adapter" / "config.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[daemon]\nport = 9\n")
     store = homes / user / ".ollama" / "models"
     store.mkdir(parents=True)
     store.chmod(mode)
@@ -30,6 +34,20 @@ def test_a_daemon_serves_from_a_store_that_it_may_only_read(
     argv = [*COMMAND, "run", "hi", "--json", "-o", "num_predict=2"]
     done = run_staged(argv, user, homes, **STAGES[stage])
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+@pytest.mark.parametrize("user", [each for each in USERS if each != "root"])
+@pytest.mark.parametrize("command", [["import", str(TINYDOC)], ["pull", "-y"]])
+def test_nothing_can_be_put_into_it_and_that_is_said_at_once(
+    user: str, command: list[str], homes: Path
+) -> None:
+    store = store_of(user, homes, 0o755)
+    (store / "blobs").mkdir(mode=0o555)
+    done = run_staged([*COMMAND, *command, "mine"], user, homes)
+    assert done.returncode == 1
+    *_, error, hint = done.stderr.splitlines()
+    assert error.startswith(f"error: nothing can be put into the model store {store}: ")
+    assert "set OLLAMA_MODELS to a directory that you may write" in hint
 
 
 @pytest.mark.parametrize("user", USERS)
