@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
+import sys
 
 import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_adapter.cli.output import Output, harmless
+from ollama_adapter.cli.output import Output, asked, harmless
 
 
 @given(st.text())
@@ -60,3 +62,15 @@ def test_what_an_encoding_lacks_is_replaced() -> None:
     assert os.read(read, 100) == b"caf?"
     os.close(read)
     os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("typed", "yes"),
+    [
+        *((b"y\n", True), (b" YES \n", True), (b"y", True), (b"n\n", False), (b"\n", False)),
+        *((b"", False), (b"\xff\n", False)),
+    ],
+)
+def test_only_a_yes_is_one(monkeypatch: pytest.MonkeyPatch, typed: bytes, yes: bool) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), "utf-8"))
+    assert asked("really?") is yes

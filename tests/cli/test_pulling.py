@@ -118,6 +118,11 @@ async def test_in_a_terminal_it_asks_with_host_and_size(
         terminal.type("no\n")
         assert await terminal.ended() == 1
         assert "you said no" in terminal.screen.text
+    async with machine.terminal("pull", name, width=200) as terminal:
+        await terminal.until("[y/N]")
+        terminal.type("\x04")
+        assert await terminal.ended() == 1
+        assert "\nerror: " in terminal.screen.text and registry.served == []
     machine.environment["OLLAMA_ADAPTER_POOL_REGISTRIES"] = registry.host
     async with machine.terminal("pull", name, width=200) as terminal:
         await terminal.until("[y/N]")

@@ -46,8 +46,50 @@ async def sizes(machine: Machine) -> dict[str, int]:
 async def test_a_machine_without_anything_of_ours(machine: Machine) -> None:
     done = await machine.run("purge")
     assert (done.code, done.out) == (0, "") and "nothing of ours is on this disk" in done.err
-    done = await machine.run("purge", "models", "--yes")
-    assert done.code == 2 and "there is no models to remove" in done.err
+    done = await machine.run("purge", "all", "--yes")
+    assert (done.code, done.out) == (0, "") and "nothing of ours is on this disk" in done.err
+
+
+async def test_a_part_that_is_not_there_is_no_fault(machine: Machine, state: Path) -> None:
+    for parts in (["downloads", "home"], ["settings"], ["~/.ollama/models"]):
+        done = await machine.run("purge", *parts, "--yes")
+        assert (done.code, done.out) == (0, "")
+        assert [line.split()[-1] for line in done.err.splitlines()] == [
+            part.replace("~", str(machine.home)) for part in parts
+        ]
+        assert done.err.count("note: there is nothing to remove in ") == len(parts)
+    fill(state / "home/x", 7)
+    done = await machine.run("purge", "downloads", "home", "--yes", "--json")
+    told = [
+        {each: line.get(each) for each in ("removed", "absent", "bytes")} for line in done.lines
+    ]
+    assert (done.code, told) == (
+        0,
+        [
+            {"removed": "home", "absent": None, "bytes": 7},
+            {"removed": None, "absent": "downloads", "bytes": 0},
+        ],
+    )
+    assert not (state / "home").exists()
+
+
+async def test_a_part_that_cannot_be_is_a_fault(machine: Machine, state: Path) -> None:
+    kept = fill(state / "home/x", 7)
+    for part, words in (("hoem", "there is no part hoem"), ("", "the name of a part is empty")):
+        done = await machine.run("purge", "home", part, "--yes")
+        assert done.code == 2 and f"error: {words}\n" in done.err and kept.exists()
+        assert "the parts are: models, downloads, home, daemons, settings, all" in done.err
+
+
+async def test_the_usual_settings_are_ours_and_those_named_elsewhere_are_not(
+    machine: Machine,
+) -> None:
+    usual = fill(machine.home / ".config/ollama-adapter/config.toml", 0)
+    named = fill(machine.home / "mine.toml", 0)
+    machine.environment["OLLAMA_ADAPTER_CONFIG"] = str(named)
+    assert list(await sizes(machine)) == ["settings", str(named)]
+    assert (await machine.run("purge", "all", "--yes")).code == 0
+    assert named.exists() and not usual.exists()
 
 
 async def test_what_lies_where(machine: Machine, data: Path, state: Path) -> None:
@@ -98,17 +140,17 @@ async def test_nothing_is_removed_unasked(machine: Machine, data: Path) -> None:
     assert (await sizes(machine))["models"] == 5_100
 
 
-@pytest.mark.parametrize("answer", ["y", "n"])
+@pytest.mark.parametrize("answer", ["y\n", "n\n", "\x04"])
 async def test_a_person_is_asked(machine: Machine, data: Path, answer: str) -> None:
     store(data / "models")
     async with machine.terminal("purge", "models", width=120) as terminal:
         await terminal.until("remove all of this? [y/N]")
         assert "models: 5.1 kB in 2 files" in terminal.screen.text
-        terminal.type(f"{answer}\n")
+        terminal.type(answer)
         assert await terminal.ended() == 0
-        last = "removed models" if answer == "y" else "nothing was removed"
-        assert last in terminal.screen.text
-    assert (data / "models/blobs").exists() is (answer == "n")
+        last = "removed models" if answer == "y\n" else "\nnote: nothing was removed"
+        assert last in terminal.screen.text and "Traceback" not in terminal.screen.text
+    assert (data / "models/blobs").exists() is (answer != "y\n")
 
 
 async def test_ollamas_own_store_has_to_be_named(machine: Machine) -> None:
@@ -118,7 +160,7 @@ async def test_ollamas_own_store_has_to_be_named(machine: Machine) -> None:
     assert (line["ours"], line["place"], line["what"]) == (False, str(ollamas), "models of Ollama")
     assert (await machine.run("purge", "all", "--yes")).code == 0
     done = await machine.run("purge", "models", "--yes")
-    assert done.code == 2 and f"to remove them: purge {ollamas}" in done.err
+    assert done.code == 0 and f"to remove them: purge {ollamas}" in done.err
     assert (await sizes(machine)) == {str(ollamas): 5_100}
     assert (await machine.run("purge", "~/.ollama/models", "~nobody.here/x", "-y")).code == 2
     assert (await machine.run("purge", "~/.ollama/models", "-y")).code == 0

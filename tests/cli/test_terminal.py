@@ -166,12 +166,14 @@ async def test_a_conversation_ends_at_its_prompt(machine: Machine, key: str, cod
             assert await terminal.ended() == code
 
 
-async def test_removing_asks_first(machine: Machine) -> None:
+@pytest.mark.parametrize("answer", ["n\n", "\x04"])
+async def test_removing_asks_first(machine: Machine, answer: str) -> None:
     async with ScriptedDaemon(saying("never")) as daemon:
         machine.port = daemon.port
         async with machine.terminal("rm", "m") as terminal:
             await terminal.until("[y/N]")
-            terminal.type("n\n")
+            terminal.type(answer)
             assert await terminal.ended() == 0
-            assert "nothing was removed" in terminal.screen.text
+            assert "\nnote: nothing was removed" in terminal.screen.text
+            assert "Traceback" not in terminal.screen.text
     assert daemon.requests == []

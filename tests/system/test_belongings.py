@@ -27,7 +27,9 @@ def fill(path: Path, size: int) -> Path:
 
 
 def parts(**config: str) -> dict[str, Belonging]:
-    return {each.name: each for each in survey(DaemonConfig(**config))}  # type: ignore[arg-type]
+    """Those that are there."""
+    known = survey(DaemonConfig(**config))  # type: ignore[arg-type]
+    return {each.name: each for each in known if each.paths}
 
 
 def test_a_file_with_two_names_is_counted_once(home: Path) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.cli.draw import DEMONSTRATION, LABEL, is_demonstration
-from ollama_adapter.cli.output import complain, console, harmless, print_json, print_table
+from ollama_adapter.cli.output import asked, complain, console, harmless, print_json, print_table
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core.amounts import gib
 from ollama_adapter.core.names import local_name
@@ -113,9 +113,7 @@ def remove(names: Sequence[str], *, yes: bool, as_json: bool) -> Work:
 
 
 def _confirmed(names: Sequence[str]) -> bool:
-    question = harmless(f"remove {', '.join(names)} from the disk? [y/N] ")
-    answer = console(stderr=True).input(question, markup=False, emoji=False)
-    return answer.strip().lower() in ("y", "yes")
+    return asked(f"remove {', '.join(names)} from the disk?")
 
 
 async def _nothing() -> None:

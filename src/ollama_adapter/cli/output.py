@@ -132,6 +132,23 @@ def complain(kind: str, message: str, hint: str = "", details: Sequence[str] = (
         console(stderr=True).print(lines, soft_wrap=True)
 
 
+def asked(question: str) -> bool:
+    """Somebody at the terminal says yes; the end of the input is a no. Holds up the event loop."""
+    screen = console(stderr=True)
+    try:
+        line = screen.input(harmless(f"{question} [y/N] "), markup=False, emoji=False)
+    except EOFError:
+        screen.print()  # Ctrl-D leaves the cursor behind the question
+        return False
+    except UnicodeDecodeError:  # no word of any language
+        return False
+    return means_yes(line)
+
+
+def means_yes(line: str) -> bool:
+    return line.strip().lower() in ("y", "yes")
+
+
 class Notices(logging.Handler):
     """Warnings of the package, on stderr; held back while a live view owns the screen."""
 

@@ -13,7 +13,7 @@ from ollama_adapter.adapter import OllamaAdapter
 from ollama_adapter.cli.chat import read_line
 from ollama_adapter.cli.draw import LABEL, size
 from ollama_adapter.cli.models import adopting
-from ollama_adapter.cli.output import complain, console, harmless, print_json, stdout
+from ollama_adapter.cli.output import complain, console, harmless, means_yes, print_json, stdout
 from ollama_adapter.config import Config, Pulling
 from ollama_adapter.core.names import local_name
 from ollama_adapter.core.registry import is_consented, source_of
@@ -108,7 +108,9 @@ class _Pull:
     async def _asked(self, question: str) -> bool:
         stdout().write_now(harmless(f"{question} [y/N] "))
         line = await read_line()
-        return (line or "").strip().lower() in ("y", "yes")
+        if line is None:
+            stdout().write_now("\n")  # Ctrl-D leaves the cursor behind the question
+        return means_yes(line or "")
 
     # How far it is
 

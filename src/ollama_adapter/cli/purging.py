@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ollama_adapter.cli.draw import size
 from ollama_adapter.cli.models import add_row, adopting, listing, show
-from ollama_adapter.cli.output import complain, console, harmless, print_json
+from ollama_adapter.cli.output import asked, complain, console, harmless, print_json
 from ollama_adapter.config import Config
 from ollama_adapter.errors import AdapterError, DaemonError, InvalidRequest
 from ollama_adapter.orchestrator import Orchestrator
@@ -18,35 +18,38 @@ from ollama_adapter.system.belongings import Belonging, in_use, remove, survey
 from ollama_adapter.system.runfile import RunFiles
 
 ALL: Final = "all"
+MODELS: Final = "models"
+NOTHING: Final = "nothing of ours is on this disk"
 SETTINGS: Final = "settings"
 
 
 def purge(parts: Sequence[str], *, yes: bool, as_json: bool) -> Coroutine[Any, Any, None]:
     config = settings.load_config()
-    found = survey(config.daemon)
+    known = survey(config.daemon)
     if not parts:
-        return _tell(found, as_json)
-    chosen = choose(parts, found)
-    if not yes:
+        return _tell([each for each in known if each.paths], as_json)
+    named = choose(parts, known)
+    chosen = [each for each in named if each.paths]
+    if chosen and not yes:
         if as_json or not sys.stdin.isatty():
             raise InvalidRequest(
                 "nothing is removed without being confirmed", hint="add --yes to remove it"
             )
-        if chosen and not _confirmed(chosen):
+        if not _confirmed(chosen):
             return _nothing()
-    return _remove(config, chosen, as_json)
+    return _remove(config, named, known, as_json)
 
 
-def choose(parts: Sequence[str], found: Sequence[Belonging]) -> list[Belonging]:
-    """The parts that are named, once each. Raises InvalidRequest for one that is none."""
+def choose(parts: Sequence[str], known: Sequence[Belonging]) -> list[Belonging]:
+    """The parts that are named, once each; for `all`, those that are there. Raises InvalidRequest."""
     chosen: list[Belonging] = []
     for part in parts:
         if part == ALL:
-            chosen += [each for each in found if each.ours]
+            chosen += [each for each in known if each.ours and each.paths]
             continue
-        named = [each for each in found if part == each.name or _is_place(part, each.place)]
+        named = [each for each in known if part == each.name or _is_place(part, each.place)]
         if not named:
-            raise _unknown(part, found)
+            raise _unknown(part, known)
         chosen += named
     return list(dict.fromkeys(chosen))
 
@@ -58,13 +61,10 @@ def _is_place(part: str, place: Path) -> bool:
         return False
 
 
-def _unknown(part: str, found: Sequence[Belonging]) -> InvalidRequest:
-    names = ", ".join([*(each.name for each in found), ALL])
-    hint = f"there is: {names}" if found else "nothing of ours is on this disk"
-    foreign = next((each for each in found if not each.ours), None)
-    if part == "models" and foreign is not None:
-        hint = f"the models here are not ours alone; to remove them: purge {foreign.place}"
-    return InvalidRequest(f"there is no {part} to remove", hint=hint)
+def _unknown(part: str, known: Sequence[Belonging]) -> InvalidRequest:
+    names = ", ".join([*(each.name for each in known if each.ours or each.paths), ALL])
+    message = f"there is no part {part}" if part else "the name of a part is empty"
+    return InvalidRequest(message, hint=f"the parts are: {names}")
 
 
 async def _tell(found: Sequence[Belonging], as_json: bool) -> None:
@@ -77,7 +77,7 @@ async def _tell(found: Sequence[Belonging], as_json: bool) -> None:
         where = f"{each.place} (a link to {each.link})" if each.link else str(each.place)
         name = each.name if each.ours else "–"
         add_row(table, [name, size(each.size_bytes), str(each.files), each.what, where])
-    show(table, empty="nothing of ours is on this disk")
+    show(table, empty=NOTHING)
     if found:
         complain(
             "note",
@@ -102,15 +102,17 @@ def _confirmed(chosen: Sequence[Belonging]) -> bool:
     for each in chosen:
         words = f"{each.what}: {size(each.size_bytes)} in {each.files} files, {each.place}"
         screen.print(harmless(words), soft_wrap=True)
-    answer = screen.input("remove all of this? [y/N] ", markup=False, emoji=False)
-    return answer.strip().lower() in ("y", "yes")
+    return asked("remove all of this?")
 
 
 async def _nothing() -> None:
     complain("note", "nothing was removed")
 
 
-async def _remove(config: Config, chosen: Sequence[Belonging], as_json: bool) -> None:
+async def _remove(
+    config: Config, named: Sequence[Belonging], known: Sequence[Belonging], as_json: bool
+) -> None:
+    chosen = [each for each in named if each.paths]
     await _check_unused(config, chosen)
     for each in chosen:
         remove(each)
@@ -119,6 +121,23 @@ async def _remove(config: Config, chosen: Sequence[Belonging], as_json: bool) ->
         else:
             what = f"the link {each.place}, not {each.link}" if each.link else str(each.place)
             console().print(harmless(f"removed {each.what} ({size(each.size_bytes)}): {what}"))
+    for each in named:
+        if each.paths:
+            continue
+        if as_json:
+            print_json({"absent": each.name, **_fields(each)})
+        else:
+            complain("note", f"there is nothing to remove in {each.name}", _elsewhere(each, known))
+    if not named and not as_json:
+        complain("note", NOTHING)
+
+
+def _elsewhere(part: Belonging, known: Sequence[Belonging]) -> str:
+    """Where there are models, if there are none of ours."""
+    stores = [each for each in known if each.paths and not each.ours and each.what != SETTINGS]
+    if part.name != MODELS or not stores:
+        return ""
+    return f"the models here are not ours alone; to remove them: purge {stores[0].place}"
 
 
 async def _check_unused(config: Config, chosen: Sequence[Belonging]) -> None:

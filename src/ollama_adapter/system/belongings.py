@@ -44,7 +44,7 @@ class Belonging(msgspec.Struct, frozen=True):
 
 
 def survey(config: DaemonConfig) -> list[Belonging]:
-    """Everything that is there, ours first. Raises ConfigError, OSError."""
+    """Everything that may be there, ours first; what is not has no paths. Raises ConfigError, OSError."""
     data, state = _data(), platformdirs.user_state_path(settings.APPLICATION)
     stores = [data / "models", settings.models_dir(config), Path("~/.ollama/models").expanduser()]
     found = [_store(each, ours=each == stores[0]) for each in dict.fromkeys(stores)]
@@ -53,11 +53,11 @@ def survey(config: DaemonConfig) -> list[Belonging]:
     found.append(_of("downloads", "models half pulled", data, downloads))
     for name, what in (("home", "home of our daemons"), ("daemons", "who runs a daemon")):
         found.append(_of(name, what, state / name, [state / name]))
-    file = settings.settings_file()
-    usual = file == platformdirs.user_config_path(settings.APPLICATION) / "config.toml"
-    name = "settings" if usual else str(file)
-    found.append(_of(name, "settings", file, [file], ours=usual))
-    return [each for each in found if each.paths]
+    usual = platformdirs.user_config_path(settings.APPLICATION) / "config.toml"
+    for file in dict.fromkeys((usual, settings.settings_file())):
+        name = "settings" if file == usual else str(file)
+        found.append(_of(name, "settings", file, [file], ours=file == usual))
+    return found
 
 
 def _data() -> Path:
