@@ -191,11 +191,11 @@ async def test_settings_that_cannot_be_used(machine: Machine) -> None:
     settings = machine.home / "settings.toml"
     machine.environment["OLLAMA_ADAPTER_CONFIG"] = str(settings)
     settings.write_text("not toml")
-    fault(await machine.run("run", "hi"), "the settings file is not TOML", hint=False)
+    fault(await machine.run("run", "hi"), f"the settings file {settings} is not TOML", "quotes")
     settings.write_text("[daemon]\nprot = 1")
     fault(await machine.run("models"), "there is no setting daemon.prot")
     settings.write_bytes(b"\xff")
-    fault(await machine.run("status"), "cannot be read", hint=False)
+    fault(await machine.run("status"), f"{settings} is not UTF-8: byte 0xff at position 0")
 
 
 async def test_a_daemon_elsewhere_is_refused(machine: Machine) -> None:

@@ -73,19 +73,62 @@ def test_a_broken_file_is_an_error_of_ours(
 def test_a_file_that_cannot_be_read_is_an_error_of_ours(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path in (home, write(home / "file", "") / "below"):
-        monkeypatch.setenv("OLLAMA_ADAPTER_CONFIG", str(path))
-        with pytest.raises(ConfigError, match="cannot be read") as caught:
-            settings.load_config()
-        assert str(path) in str(caught.value)
+    usual = home / ".config/ollama-adapter/config.toml"
+    usual.mkdir(parents=True)
+    with pytest.raises(ConfigError) as caught:
+        settings.load_config()
+    assert str(caught.value) == f"the settings file {usual} cannot be read: Is a directory"
+    assert "name another one in OLLAMA_ADAPTER_CONFIG" in caught.value.hint
+    monkeypatch.setenv("OLLAMA_ADAPTER_CONFIG", str(home))
+    with pytest.raises(ConfigError) as caught:
+        settings.load_config()
+    assert str(caught.value) == f"the settings file {home} cannot be read: Is a directory"
+    assert caught.value.hint == "OLLAMA_ADAPTER_CONFIG names it"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"shutdown_s =", "is not TOML: Invalid value (at end of document)"),
+        (b"a = " + b"9" * 5000, "is not TOML: a number in it is too long"),
+        (b"a = " + b"[" * 5000, "is not TOML: it is nested too deep"),
+        (b"a = 1 # \xff", "is not UTF-8: byte 0xff at position 8"),
+    ],
+)
+def test_what_is_no_settings_file_is_named_and_said_in_words(
+    content: bytes, words: str, home: Path
+) -> None:
+    path = write(home / ".config/ollama-adapter/config.toml", content)
+    with pytest.raises(ConfigError) as caught:
+        settings.load_config()
+    assert str(caught.value) == f"the settings file {path} {words}"
+    assert "TOML" in caught.value.hint or "quotes" in caught.value.hint
+
+
+def test_a_home_that_is_none_holds_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert settings.load_config() == Config()
+    monkeypatch.setenv("HOME", "/" + "x" * 300)  # neither there nor absent: it cannot be asked for
+    assert settings.models_dir(DaemonConfig()).parts[-2:] == ("ollama-adapter", "models")
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_a_name_that_is_empty_names_no_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch, empty: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_ADAPTER_CONFIG", empty)
+    assert settings.load_config() == Config()
+    write(home / ".config/ollama-adapter/config.toml", "shutdown_s = 3")
+    assert settings.load_config().shutdown_s == 3.0
 
 
 def test_a_settings_file_that_was_named_must_be_there(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OLLAMA_ADAPTER_CONFIG", str(home / "absent.toml"))
-    with pytest.raises(ConfigError, match=r"no settings file .*absent\.toml"):
-        settings.load_config()
+    for path in (home / "absent.toml", write(home / "file", "") / "absent.toml"):
+        monkeypatch.setenv("OLLAMA_ADAPTER_CONFIG", str(path))
+        with pytest.raises(ConfigError, match=r"no settings file .*absent\.toml"):
+            settings.load_config()
 
 
 def test_a_program_that_was_named_must_be_there() -> None:

@@ -94,25 +94,36 @@ class Config:
         positive(self, "shutdown_s")
 
     @classmethod
-    def parse(cls, toml: str = "", env: Mapping[str, str] | None = None) -> Config:
+    def parse(
+        cls, toml: str = "", env: Mapping[str, str] | None = None, *, file: str = ""
+    ) -> Config:
         """A Config from the text of a settings file and from environment variables; pure.
 
         OLLAMA_HOST, OLLAMA_MODELS and OLLAMA_KEEP_ALIVE mean what they mean to Ollama. Ours are
-        OLLAMA_ADAPTER_SLICE_FIELD, for example OLLAMA_ADAPTER_ENERGY_TIER=low.
+        OLLAMA_ADAPTER_SLICE_FIELD, for example OLLAMA_ADAPTER_ENERGY_TIER=low. `file` is where the text is
+        from, for the error if it is not TOML.
         """
-        tree = _from_toml(toml) if toml else {}
+        tree = _from_toml(toml, file) if toml else {}
         for path, text in _from_environment(env or {}):
             put(tree, path, text)
         return typing.cast("Config", build(cls, tree, ()))
 
 
-def _from_toml(text: str) -> dict[str, Any]:
+def _from_toml(text: str, file: str) -> dict[str, Any]:
     import tomllib  # here and not above: nothing is imported before it is needed
 
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is no TOMLDecodeError
-        raise ConfigError(f"the settings file is not TOML: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        why = str(error)
+    except ValueError:
+        why = "a number in it is too long"
+    except RecursionError:
+        why = "it is nested too deep"
+    name = f"the settings file {file}" if file else "the settings file"
+    raise ConfigError(
+        f"{name} is not TOML: {why}", hint='text in it needs quotes: model = "llama3.2:1b"'
+    )
 
 
 def _from_environment(env: Mapping[str, str]) -> list[tuple[tuple[str, ...], Any]]:

@@ -19,6 +19,7 @@ from ollama_adapter.errors import ConfigError
 from ollama_adapter.system.jail import JAIL_UID
 
 APPLICATION: Final = "ollama-adapter"
+FILE: Final = "OLLAMA_ADAPTER_CONFIG"
 COMPILED: Final = "PYTHONPYCACHEPREFIX"
 PASSED_ON: Final = (
     "CUDA_VISIBLE_DEVICES",
@@ -47,32 +48,48 @@ log = logging.getLogger("ollama_adapter")
 
 def settings_file() -> Path:
     """Where the user's settings are read from, if it exists."""
-    if given := os.environ.get("OLLAMA_ADAPTER_CONFIG", ""):
+    if given := _named_file():
         return Path(given)
     import platformdirs  # here and below: nothing is imported before it is needed
 
     return platformdirs.user_config_path(APPLICATION) / "config.toml"
 
 
+def _named_file() -> str:
+    return os.environ.get(FILE, "").strip()
+
+
 def load_config() -> Config:
     """The user's settings: file, then environment. Raises ConfigError."""
     path = settings_file()
-    try:
-        toml = path.read_text("utf-8")
-    except FileNotFoundError as error:
-        if "OLLAMA_ADAPTER_CONFIG" in os.environ:
-            raise ConfigError(
-                f"there is no settings file {path}", hint="OLLAMA_ADAPTER_CONFIG names it"
-            ) from error
-        toml = ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the settings file {path} cannot be read: {error}") from error
-    environment = {k: v for k, v in os.environ.items() if k != "OLLAMA_ADAPTER_CONFIG"}
+    environment = {k: v for k, v in os.environ.items() if k != FILE}
     host = environment.get("OLLAMA_HOST", "")
-    config = Config.parse(toml, environment)
+    config = Config.parse(_read(path), environment, file=str(path))
     if "0.0.0.0" in host or "::" in host:  # where Ollama would listen on every interface
         log.warning("OLLAMA_HOST is an address for every interface; 127.0.0.1 is used")
     return config
+
+
+def _read(path: Path) -> str:
+    """The text of the settings file; "" where there is none and none was named."""
+    named = f"{FILE} names it" if _named_file() else ""
+    try:
+        return path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if named:
+            raise ConfigError(f"there is no settings file {path}", hint=named) from error
+        return ""
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"the settings file {path} is not UTF-8: byte 0x{error.object[error.start]:02x} "
+            f"at position {error.start}",
+            hint=named or "it is to be TOML, which is text in UTF-8",
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"the settings file {path} cannot be read: {error.strerror}",
+            hint=named or f"make it readable, or name another one in {FILE}, or another HOME",
+        ) from error
 
 
 def models_dir(config: DaemonConfig) -> Path:
@@ -83,7 +100,7 @@ def models_dir(config: DaemonConfig) -> Path:
         except RuntimeError as error:  # of ~nosuchuser
             raise ConfigError(f"the directory {config.models_dir} is nobody's home") from error
     ollamas = Path("~/.ollama/models").expanduser()
-    return ollamas if ollamas.is_dir() else _own_data() / "models"
+    return ollamas if os.path.isdir(ollamas) else _own_data() / "models"
 
 
 def pulling_dir() -> Path:
