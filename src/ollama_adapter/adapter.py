@@ -21,7 +21,7 @@ from ollama_adapter.core.guarantees import Tally
 from ollama_adapter.core.lifecycle import DaemonState
 from ollama_adapter.core.requests import Request, chat_request, embed_request, generate_request
 from ollama_adapter.core.tiers import judge_tier
-from ollama_adapter.core.vocabulary import wire_keep_alive
+from ollama_adapter.core.vocabulary import default_keep_alive
 from ollama_adapter.daemon import OllamaDaemon
 from ollama_adapter.decipher import Decipher
 from ollama_adapter.errors import AdapterError, InvalidRequest
@@ -68,7 +68,7 @@ class OllamaAdapter:
         self._decipher = decipher
         self._profile = profile_for(self.config.energy.profile, self.config.energy.tier)
         self._scope = TaskScope()
-        keep_alive = wire_keep_alive(self.config.pool.keep_alive, "pool.keep_alive")
+        keep_alive = default_keep_alive(self.config.pool.keep_alive)
         self.daemon = OllamaDaemon(
             self.config.daemon,
             self._scope,

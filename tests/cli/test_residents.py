@@ -107,10 +107,14 @@ async def test_a_pin_is_taken_back(machine: Machine) -> None:
 
 async def test_a_setting_that_is_wrong_is_named_in_full(machine: Machine) -> None:
     machine.environment["OLLAMA_KEEP_ALIVE"] = "never"
-    told = (await machine.run("ps")).err
-    assert (
-        "error: pool.keep_alive must be seconds, or a duration" in told and "not this text" in told
-    )
+    for command in (["ps"], ["status"], ["run", "m", "hi"], ["embed", "m", "a text"]):
+        done = await machine.run(*command)
+        assert (
+            done.code == 1 and "error: pool.keep_alive must be seconds, or a duration" in done.err
+        )
+        assert "not this text" in done.err
+        hint = 'hint: set OLLAMA_KEEP_ALIVE, or pool.keep_alive = "5m" in the settings file'
+        assert done.err.splitlines()[-1] == hint
     machine.environment = {"OLLAMA_ADAPTER_POOL_RAM_BYTES": "0"}
     assert "error: pool.ram_bytes is 0" in (await machine.run("ps")).err
 

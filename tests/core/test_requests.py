@@ -21,7 +21,14 @@ from ollama_adapter.core.requests import (
     generate_request,
     load_request,
 )
-from ollama_adapter.core.vocabulary import CHAT, EMBED, GENERATE, OPTIONS, wire_keep_alive
+from ollama_adapter.core.vocabulary import (
+    CHAT,
+    EMBED,
+    GENERATE,
+    OPTIONS,
+    default_keep_alive,
+    wire_keep_alive,
+)
 from ollama_adapter.errors import ConfigError, InvalidRequest, RemoteModelRefused
 
 USER = [{"role": "user", "content": "hello"}]
@@ -444,8 +451,16 @@ def test_a_plain_number_in_a_string_is_seconds(given_value: Any, wire: Any) -> N
     """In its environment Ollama takes "300" for seconds; in JSON it would refuse it."""
     assert wire_keep_alive(given_value) == wire
     assert type(wire_keep_alive(given_value)) is type(wire)
+    assert default_keep_alive(given_value) == wire
     request = generate_request("tiny", "hello", {}, given_value)
     assert request.keep_alive == sent(request)["keep_alive"] == wire
+
+
+def test_a_wrong_setting_is_no_wrong_request() -> None:
+    with pytest.raises(ConfigError, match=r"pool\.keep_alive must be seconds") as caught:
+        default_keep_alive("abc")
+    assert not isinstance(caught.value, InvalidRequest)
+    assert "OLLAMA_KEEP_ALIVE" in caught.value.hint and "pool.keep_alive" in caught.value.hint
 
 
 def test_the_default_keep_alive_is_checked_too() -> None:

@@ -10,6 +10,7 @@ from ollama_adapter.cli import asking
 from ollama_adapter.cli.output import print_json, stdout
 from ollama_adapter.config import Config
 from ollama_adapter.core.requests import embed_request
+from ollama_adapter.core.vocabulary import default_keep_alive
 from ollama_adapter.errors import InvalidRequest
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
@@ -26,7 +27,8 @@ def embed(model: str, texts: Sequence[str], *, as_json: bool) -> Coroutine[Any, 
             "there is no text, or an empty one",
             hint="ollama-adapter embed MODEL 'a text' 'another'",
         )
-    embed_request(model, texts, {}, config.pool.keep_alive)  # said before a daemon starts
+    keep_alive = default_keep_alive(config.pool.keep_alive)
+    embed_request(model, texts, {}, keep_alive)  # said before a daemon starts
     return _embed(config, model, list(texts), as_json)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from ollama_adapter.core.durations import is_duration, is_seconds
-from ollama_adapter.errors import InvalidRequest
+from ollama_adapter.errors import ConfigError, InvalidRequest
 
 TOP_LOGPROBS: Final = 5  # what the energy profiles are made for
 MAX_TOP_LOGPROBS: Final = 20
@@ -94,6 +94,16 @@ def wire_keep_alive(value: str | float, name: str = "keep_alive") -> str | float
     """What a request may carry: in its environment Ollama takes "300" for seconds, in JSON not."""
     check(name, DURATION, value)
     return float(value) if isinstance(value, str) and is_seconds(value) else value
+
+
+def default_keep_alive(value: str | float) -> str | float:
+    """The same, of the setting. Raises ConfigError."""
+    try:
+        return wire_keep_alive(value, "pool.keep_alive")
+    except InvalidRequest as error:
+        raise ConfigError(
+            str(error), hint='set OLLAMA_KEEP_ALIVE, or pool.keep_alive = "5m" in the settings file'
+        ) from None
 
 
 def _top(value: Any) -> bool:
