@@ -110,7 +110,7 @@ def test_a_notice_fits_and_leaves_the_state(reason: str, width: int) -> None:
 def shown(statistics: Statistics, width: int = 100) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
-        console.print(draw.summary(statistics, width))
+        console.print(draw.summary(statistics))
     return captured.get()
 
 
@@ -182,7 +182,18 @@ def test_the_account_says_that_the_demonstration_model_knows_nothing() -> None:
 
 def test_the_account_fits_a_narrow_terminal() -> None:
     statistics = Statistics("s", "m", "m", Finish.ABORTED, 1, 10.0, None, 0.4)
-    assert all(len(line) <= 20 for line in shown(statistics, 20).splitlines())
+    statistics.guarantees = (
+        Guarantee("ttft warm", False, 3120.0, 2000.0, "ms", "queued: the daemon was busy"),
+        Guarantee("handling", True, 0.2, 16.67, "ms"),
+    )
+    for width in (20, 25, 30, 40):
+        lines = shown(statistics, width).splitlines()
+        assert all(len(line) <= width for line in lines)
+        labels = [line.split()[0] for line in lines if not line.startswith(" ")]
+        assert labels == ["answer", "kept", "missed"]
+        words = " ".join(" ".join(lines).split())
+        assert "kept handling 0.20 ms" in words and "missed ttft warm 3.12 s, promised" in words
+    assert all(len(line) <= 5 for line in shown(statistics, 5).splitlines())
 
 
 @pytest.mark.parametrize(

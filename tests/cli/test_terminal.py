@@ -89,7 +89,11 @@ async def test_narrow_terminals(machine: Machine, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("TERM", "dumb"), ("NO_COLOR", "1"), ("PYTHONIOENCODING", "ascii")]
+    ("name", "value"),
+    [
+        *(("TERM", "dumb"), ("NO_COLOR", "1"), ("PYTHONIOENCODING", "ascii")),
+        *(("COLUMNS", each) for each in ("0", "-5", "wide", "²", "")),
+    ],
 )
 async def test_terminals_that_can_do_less(machine: Machine, name: str, value: str) -> None:
     machine.environment[name] = value

@@ -20,6 +20,7 @@ COMPLETE_VARIABLE: Final = "_OLLAMA_ADAPTER_COMPLETE"  # by which a shell asks: 
 def main() -> None:
     """Run the command that the arguments name, and exit."""
     _open_standard_files()
+    _forget_sizes_that_are_none()
     try:
         code = _invoke(sys.argv[1:])
         if code == 0:  # else it has been told what went wrong
@@ -88,6 +89,14 @@ def _open_standard_files() -> None:
     sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115 - as long as the program
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _forget_sizes_that_are_none() -> None:
+    """Nothing would be shown in 0 columns; the terminal itself knows better."""
+    for name in ("COLUMNS", "LINES"):
+        text = os.environ.get(name, "1")  # noqa: TID251 - as click and rich would read it
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+            del os.environ[name]  # noqa: TID251
 
 
 class _Group(click.Group):

@@ -144,13 +144,11 @@ def energy_bar(energy: float, width: int, state: State, *, ascii_only: bool = Fa
     return Text().append(f"{cells:<{width}}", f"{STATES[state]} on {TRACK}")
 
 
-def summary(statistics: Statistics, width: int) -> Table:
+def summary(statistics: Statistics) -> Table:
     """The account of a session: how it ended, how fast it was, and which promises were kept."""
     table = Table.grid(padding=(0, 1))
     table.add_column(style=LABEL, no_wrap=True)
     table.add_column(overflow="fold")
-    if width < 40:
-        table.columns[0].overflow, table.columns[0].max_width = "crop", 0
     table.add_row("answer", _outcome(statistics))
     if statistics.substitution is not None:
         table.add_row("instead", stood_in(statistics.substitution))

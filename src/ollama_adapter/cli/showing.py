@@ -107,7 +107,7 @@ class Plain:
             screen = console(stderr=not self._terminal)
             if self._terminal:
                 screen.print()
-            screen.print(summary(statistics, screen.width))
+            screen.print(summary(statistics))
             return
         if statistics.substitution is not None:
             complain("note", stood_in(statistics.substitution))
@@ -201,7 +201,7 @@ class Live:
 
     def account(self, statistics: Statistics) -> None:
         self._console.print()
-        self._console.print(summary(statistics, self._console.width))
+        self._console.print(summary(statistics))
 
 
 def choose(*, as_json: bool, statistics: bool) -> Way:
