@@ -51,6 +51,15 @@ def test_told_to_stop_it_leaves_with_zero_and_takes_its_runners_along(
     assert gone(family)
 
 
+@pytest.mark.parametrize("argument", ["--help", "serve"])
+def test_it_takes_no_arguments_and_says_what_it_is(argument: str) -> None:
+    command = [sys.executable, "-m", "ollama_adapter.embedded", argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "embedded daemon of Ollama Adapter takes no arguments" in done.stderr
+    assert "OLLAMA_HOST" in done.stderr
+
+
 def test_killed_it_takes_its_runners_along(own: Daemon) -> None:
     with own.streaming(ENDLESS) as stream:
         stream.line()

@@ -7,10 +7,17 @@ import importlib.util
 import sys
 
 _NEEDED = ("uvicorn", "xllamacpp")
+TAKES_NOTHING = """\
+Error: the embedded daemon of Ollama Adapter takes no arguments
+Ollama's variables configure it (OLLAMA_HOST, OLLAMA_MODELS and others), and it runs until it is told to stop.
+"""
 
 
 def main() -> int:
     """Run until told to stop; the exit code."""
+    if len(sys.argv) > 1:
+        sys.stderr.write(TAKES_NOTHING)
+        return 2
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         names = " and ".join(missing)
