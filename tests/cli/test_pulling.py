@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from ollama_adapter.cli.pulling import line_of, time_left
+from ollama_adapter.cli.pulling import _Pull, line_of, time_left
+from ollama_adapter.config import Config
 from ollama_adapter.core.registry import LEAST_STEP
 from ollama_adapter.events import LoadPhase, PullProgress, PullStage
 from ollama_adapter.testing import ScriptedDaemon, ScriptedRequest, response
@@ -157,6 +160,23 @@ async def test_ctrl_c_says_that_it_can_go_on_and_it_does(
     done = await machine.run("pull", "-y", name)
     assert done.code == 0
     assert registry.twice() <= LEAST_STEP + len(WEIGHTS) // 100  # kept on the disk, and on its way
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_what_goes_wrong_again_is_told_once(
+    capfd: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    told = _Pull(Config(), "m", True, [], as_json)
+    asking = PullProgress("m", LoadPhase.PULLING, stage=PullStage.ASKING)
+    broken = replace(asking, note="HTTP 503")
+    for each in (asking, broken, asking, broken, broken, replace(asking, note="HTTP 500"), broken):
+        told._tell(each)
+    out, err = capfd.readouterr()
+    if as_json:
+        notes = [json.loads(line)["note"] for line in out.splitlines()]
+    else:
+        notes = [line.removeprefix("asking the registry") for line in err.splitlines()]
+    assert [each.removeprefix(" · ") for each in notes] == ["", "HTTP 503", "HTTP 500", "HTTP 503"]
 
 
 async def test_a_program_that_has_gone_ends_the_download(

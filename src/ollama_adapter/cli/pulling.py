@@ -53,6 +53,7 @@ class _Pull:
         self._work: asyncio.Task[Any] | None = None
         self._unheard: OSError | None = None  # nobody reads what we tell
         self._told = -1  # the last tenth of which a reader that is no terminal was told
+        self._line = ""  # what it was told last
 
     async def run(self) -> None:
         await self._agree_to_the_registry()
@@ -155,12 +156,13 @@ class _Pull:
             self._screen.print(harmless(line_of(progress)))
 
     def _is_news(self, progress: PullProgress, parts: int) -> bool:
-        """The first of its stage, of a part of the whole, or a thing that went wrong."""
+        """The first of its stage or of a part of the whole, or a fault that was not the last thing told."""
         reached = parts * progress.done_bytes // max(1, progress.total_bytes)
         place = list(PullStage).index(progress.stage) * (parts + 1) + reached
-        if place <= self._told and not progress.note:
+        line = line_of(progress)
+        if place <= self._told and (not progress.note or line == self._line):
             return False
-        self._told = max(self._told, place)
+        self._told, self._line = max(self._told, place), line
         return True
 
     def _account(self, receipt: PullReceipt) -> None:
