@@ -55,10 +55,9 @@ def js_divergence(first: Mapping[str | None, float], second: Mapping[str | None,
     total = 0.0
     for outcome in first.keys() | second.keys():
         p, q = first.get(outcome, 0.0), second.get(outcome, 0.0)
-        middle = (p + q) / 2
         for each in (p, q):
-            if each > 0.0:
-                total += each * log2(each / middle) / 2
+            if each > 0.0:  # half of the smallest float is none, so the sum is not halved
+                total += each * log2(2.0 * each / (p + q)) / 2
     return min(max(total, 0.0), 1.0)
 
 
