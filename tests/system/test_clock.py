@@ -37,7 +37,7 @@ async def test_cancelling_in_the_very_turn_of_the_deadline_is_safe() -> None:
     loop = asyncio.get_running_loop()
     complaints: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: complaints.append(context))
-    deadline = monotonic_ns() + 5 * MS
+    deadline = monotonic_ns() + 250 * MS  # the sleeper has begun long before, on any machine
     sleeper = asyncio.create_task(SystemClock().sleep_until_ns(deadline))
 
     def hold_the_loop_beyond_the_deadline() -> None:
