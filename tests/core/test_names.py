@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ollama_adapter.core.names import (
     ModelName,
+    is_tinydoc,
     key_of,
     local_key,
     local_name,
@@ -133,3 +134,19 @@ def test_the_file_of_a_model_is_read_from_what_the_daemon_shows(modelfile: str, 
 )
 def test_the_key_of_what_somebody_else_calls_a_name(name: object, key: str) -> None:
     assert key_of(name) == key
+
+
+@pytest.mark.parametrize(
+    ("text", "is_it"),
+    [
+        ("tinydoc", True),
+        ("TinyDoc:latest", True),
+        ("tinydoc:other", True),
+        ("registry.ollama.ai/library/tinydoc", True),
+        ("tinydocs", False),
+        ("two words", False),
+        ("", False),
+    ],
+)
+def test_the_bundled_model_is_known_by_its_name(text: str, is_it: bool) -> None:
+    assert is_tinydoc(text) is is_it

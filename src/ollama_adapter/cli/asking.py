@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import msgspec
 
-from ollama_adapter.cli.draw import is_demonstration
 from ollama_adapter.cli.output import complain
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core import vocabulary
+from ollama_adapter.core.names import is_tinydoc
 from ollama_adapter.core.versions import EMBEDDED_SUFFIX
 from ollama_adapter.errors import AdapterError, InvalidRequest
 from ollama_adapter.system.dialing import dial_port
@@ -70,7 +70,7 @@ def default_model(config: Config) -> str:
 async def with_daemon_for(model: str, config: Config) -> Config:
     """The model of the package is in a daemon of our own, which may run: a user's Ollama does not have it."""
     daemon = config.daemon
-    if not (is_demonstration(model) and daemon.mode is DaemonMode.AUTO and has_embedded_engine()):
+    if not (is_tinydoc(model) and daemon.mode is DaemonMode.AUTO and has_embedded_engine()):
         return config
     with contextlib.suppress(AdapterError, OSError):
         version = await probe(dial_port(daemon.port), daemon.port, daemon.probe_timeout_s)

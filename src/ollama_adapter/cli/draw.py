@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ollama_adapter.core.energy import certainty
-from ollama_adapter.core.names import parse_name
-from ollama_adapter.errors import InvalidRequest
+from ollama_adapter.core.names import is_tinydoc
 from ollama_adapter.events import (
     Channel,
     Finish,
@@ -165,7 +164,7 @@ def summary(statistics: Statistics) -> Table:
         if held:
             text = "\n".join(map(_missed, held)) if not met else " · ".join(map(_kept, held))
             table.add_row(Text(label, style), text)
-    if is_demonstration(statistics.served_by):
+    if is_tinydoc(statistics.served_by):
         table.add_row("note", Text(DEMONSTRATION, LABEL))
     return table
 
@@ -261,14 +260,6 @@ def _brief(ms: float) -> str:
     if ms < 1000:
         return f"{ms:.0f} ms"
     return f"{ms / 1000:.2f} s" if ms < 100_000 else f"{ms / 1000:.0f} s"
-
-
-def is_demonstration(model: str) -> bool:
-    """The bundled model, under its own name."""
-    try:
-        return parse_name(model).model.lower() == "tinydoc"
-    except InvalidRequest:
-        return False
 
 
 def size(count: float) -> str:

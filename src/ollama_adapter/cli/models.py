@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ollama_adapter.adapter import OllamaAdapter
-from ollama_adapter.cli.draw import DEMONSTRATION, LABEL, is_demonstration
+from ollama_adapter.cli.draw import DEMONSTRATION, LABEL
 from ollama_adapter.cli.output import asked, complain, console, harmless, print_json, print_table
 from ollama_adapter.config import Config, DaemonMode
 from ollama_adapter.core.amounts import gib
-from ollama_adapter.core.names import local_name
+from ollama_adapter.core.listing import is_for_ever
+from ollama_adapter.core.names import is_tinydoc, local_name
 from ollama_adapter.errors import AdapterError, ModelNotFound
 from ollama_adapter.orchestrator import Orchestrator
 from ollama_adapter.system import settings
@@ -53,7 +54,7 @@ async def _models(config: Config, as_json: bool) -> None:
     show(table, empty="no models here: ollama-adapter import FILE.gguf NAME adds one", spare=spare)
     if any(each["advisory"] and not each["fits"] for each in found):
         complain("note", ADVICE)
-    if any(is_demonstration(str(each.get("name", ""))) for each in found):
+    if any(is_tinydoc(str(each.get("name", ""))) for each in found):
         complain("note", DEMONSTRATION)
 
 
@@ -181,8 +182,10 @@ def instant(value: object) -> str:
     """A time of the daemon's in this place's own."""
     try:
         stamp = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-        if stamp.year < 2 or stamp.year > 2200:
-            return FOR_EVER if stamp.year > 2200 else "–"
+        if is_for_ever(value):
+            return FOR_EVER
+        if stamp.year < 2:
+            return "–"
         stamp = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
         return stamp.astimezone().strftime("%Y-%m-%d %H:%M")
     except (ValueError, OverflowError):

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ollama_adapter.core.names import is_tinydoc
 from ollama_adapter.core.redaction import json_object, without_shared
 from ollama_adapter.errors import (
     AdapterError,
@@ -62,12 +63,10 @@ def response_error(status: int, body: bytes, model: str, private: bytes = b"") -
     words, detail = _words(body)
     if 300 <= status < 400:
         return ProtocolError(f"the daemon redirects (status {status}), and we do not follow")
-    for classify in (_overflow, _not_found, _refused, _busy, _bundled, _no_embeddings):
-        if (error := classify(status, words, detail, model)) is not None:
-            if isinstance(error, ContextOverflow) and 0 < error.context_tokens < _asked_ctx(
-                private
-            ):
-                error.hint = SHORTEN
+    if any(each in words for each in OVERFLOWS):
+        return _overflow(status, words, detail, model, _asked_ctx(private))
+    for classify in (_not_found, _refused, _busy, _bundled, _no_embeddings):
+        if (error := classify(status, words, model)) is not None:
             return error
     shown = _shown(words, private)
     if (error := _load_failure(status, words, shown, model)) is not None:
@@ -125,17 +124,22 @@ def _words(body: bytes) -> tuple[str, dict[str, Any]]:
     return (words if isinstance(words, str) else ""), detail
 
 
-def _overflow(status: int, words: str, detail: dict[str, Any], model: str) -> AdapterError | None:
-    if not any(each in words for each in OVERFLOWS):
-        return None
+def _overflow(
+    status: int, words: str, detail: dict[str, Any], model: str, asked: int
+) -> ContextOverflow:
     numbers = [int(each) for each in _TOKENS.findall(words)] + [0, 0]
     sent = _count(detail.get("n_prompt_tokens"), numbers[0])
     fits = _count(detail.get("n_ctx"), numbers[1])
-    return context_overflow(model, sent, fits, status)
+    return context_overflow(model, sent, fits, status, asked)
 
 
-def context_overflow(model: str, sent: int, fits: int, status: int = 200) -> ContextOverflow:
-    """The error of a prompt of `sent` tokens where `fits` have room (0: the daemon did not say)."""
+def context_overflow(
+    model: str, sent: int, fits: int, status: int = 200, asked: int = 0
+) -> ContextOverflow:
+    """The error of a prompt of `sent` tokens where `fits` have room (0: the daemon did not say).
+
+    `asked` is the request's num_ctx: a model that has less room than that goes no further.
+    """
     figures = f": {sent} tokens, and {fits} fit" if sent and fits else ""
     return ContextOverflow(
         f"the prompt is longer than the context of {model}{figures}",
@@ -143,25 +147,25 @@ def context_overflow(model: str, sent: int, fits: int, status: int = 200) -> Con
         context_tokens=fits,
         status=status,
         model=model,
-        hint=f"raise num_ctx, {SHORTEN}",
+        hint=SHORTEN if 0 < fits < asked else f"raise num_ctx, {SHORTEN}",
     )
 
 
-def _not_found(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+def _not_found(status: int, words: str, model: str) -> AdapterError | None:
     if status != 404 or "not found" not in words:
         return None
     return model_not_found(model)
 
 
 def _asked_ctx(private: bytes) -> int:
-    """The num_ctx of a request; where more was asked for than is there, the model goes no further."""
+    """The num_ctx of a request; 0 without one."""
     options = json_object(private).get("options")
     return _count(options.get("num_ctx"), 0) if isinstance(options, dict) else 0
 
 
 def model_not_found(model: str) -> ModelNotFound:
     lists = "`ollama-adapter models` lists what is here; "
-    if model.lower().partition(":")[0] == "tinydoc":
+    if is_tinydoc(model):
         more = "the embedded daemon alone has tinydoc, and no tag of it but latest"
     else:
         more = (
@@ -173,7 +177,7 @@ def model_not_found(model: str) -> ModelNotFound:
     )
 
 
-def _refused(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+def _refused(status: int, words: str, model: str) -> AdapterError | None:
     if "cloud is disabled" not in words and "remote model" not in words:
         return None
     return remote_refused(model, status)
@@ -188,7 +192,7 @@ def remote_refused(model: str, status: int = 403) -> RemoteModelRefused:
     )
 
 
-def _busy(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+def _busy(status: int, words: str, model: str) -> AdapterError | None:
     if status != 503:
         return None
     return ServerBusy(
@@ -199,7 +203,7 @@ def _busy(status: int, words: str, _: dict[str, Any], model: str) -> AdapterErro
     )
 
 
-def _no_embeddings(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+def _no_embeddings(status: int, words: str, model: str) -> AdapterError | None:
     """Its own words are llama.cpp's, and name a switch that nobody here has."""
     if status != 501:
         return None
@@ -208,7 +212,7 @@ def _no_embeddings(status: int, words: str, _: dict[str, Any], model: str) -> Ad
     )
 
 
-def _bundled(status: int, words: str, _: dict[str, Any], model: str) -> AdapterError | None:
+def _bundled(status: int, words: str, model: str) -> AdapterError | None:
     if status != 400 or BUNDLED not in words:
         return None
     return ResponseError(

@@ -74,6 +74,14 @@ def key_of(name: object) -> str:
         return ""
 
 
+def is_tinydoc(text: str) -> bool:
+    """The bundled model's own name, whatever its tag; False for what is no name."""
+    try:
+        return parse_name(text).model.lower() == "tinydoc"
+    except InvalidRequest:
+        return False
+
+
 def local_name(text: str) -> ModelName:
     """As parse_name; RemoteModelRefused for a name that Ollama would send to its cloud."""
     name = parse_name(text)
