@@ -249,6 +249,13 @@ def test_nobody_is_told_to_raise_what_the_model_does_not_go_beyond(
     assert "truncate" in error.hint
 
 
+def test_where_the_daemon_does_not_say_how_much_fits_more_may_still_fit() -> None:
+    body = json.dumps({"prompt": "x", "options": {"num_ctx": 8192}}).encode()
+    error = fault(400, '{"error":"the request exceeds the available context size"}', body)
+    assert isinstance(error, ContextOverflow) and error.context_tokens == 0
+    assert "raise num_ctx" in error.hint
+
+
 @pytest.mark.parametrize(("sent", "fits"), [(0, 0), (5, 0), (0, 5)])
 def test_an_overflow_of_unknown_size_shows_no_numbers(sent: int, fits: int) -> None:
     assert str(context_overflow("m", sent, fits)) == "the prompt is longer than the context of m"
